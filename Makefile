@@ -1,0 +1,25 @@
+# make train: environment, data or the built-in phantom, a training that suits two cores, results in runs/quick
+# make test:  environment, all tests that need no real data
+PYTHON ?= python3
+BIN := .venv/bin
+QUICK := --model improved_unet --n-filters 8 --epochs 10 --name quick
+
+.PHONY: train test lint real-data
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+train: .venv/installed
+	$(BIN)/python training/unet_training.py $(QUICK)
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not real_data"
+
+real-data: .venv/installed
+	$(BIN)/python -m pytest -m real_data -rs
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy

@@ -1,0 +1,63 @@
+"""Augmentation, batched on the device: one affine map and one change of contrast a sample, image and mask together.
+
+The random numbers come from a generator that the caller seeds with (seed, epoch, step), so that a resumed run sees
+what the uninterrupted one would have.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a sample may be changed; the defaults are the recipe of the U-Nets."""
+
+    rotation: float = 20.0  # degrees, either way
+    scale: float = 0.2  # relative, either way
+    shift: float = 0.05  # of the side, either way
+    flip: bool = True  # left and right, the first image axis in BraTS order
+    contrast: float = 0.2  # relative change of each modality's intensities
+    brightness: float = 0.2  # added to each modality inside the brain, standard deviations
+    gamma: float = 0.2  # bends each modality's intensities: sign(x) |x|^(1 + g)
+
+    def __call__(
+        self, images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change a batch.
+
+        Args:
+            images: (B, C, H, W) float, background 0.
+            masks: (B, H, W) integer label map.
+            generator: of the CPU: the few numbers a sample needs are drawn there, alike for every device.
+        """
+        grid = F.affine_grid(self._affine(images, generator), list(images.shape), align_corners=False)
+        images = F.grid_sample(self._contrast(images, generator), grid, align_corners=False)
+        moved = F.grid_sample(masks[:, None].to(images.dtype), grid, mode="nearest", align_corners=False)
+        return images, moved[:, 0].to(masks.dtype)
+
+    def _affine(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """(B, 2, 3) maps from output to input in the normalised coordinates of `affine_grid` (x = W, y = H)."""
+        batch, _, height, width = images.shape
+
+        def uniform(limit: float) -> torch.Tensor:
+            return (2 * torch.rand(batch, generator=generator) - 1) * limit
+
+        angle, zoom = uniform(math.radians(self.rotation)), 1 + uniform(self.scale)
+        flip = torch.where(uniform(1.0) > 0, 1.0, -1.0) if self.flip else torch.ones(batch)
+        cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+        aspect = height / width  # x and y are normalised by different lengths
+        rows = [cos, -sin * aspect * flip, uniform(self.shift), sin / aspect, cos * flip, uniform(self.shift)]
+        return torch.stack(rows, dim=1).view(batch, 2, 3).to(images.device)
+
+    def _contrast(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        shape = (*images.shape[:2], 1, 1)
+
+        def uniform(limit: float) -> torch.Tensor:
+            return ((2 * torch.rand(shape, generator=generator) - 1) * limit).to(images.device)
+
+        gain, offset, bend = 1 + uniform(self.contrast), uniform(self.brightness), 1 + uniform(self.gamma)
+        changed = images.sign() * images.abs().pow(bend) * gain + offset
+        return torch.where(images == 0, 0.0, changed)

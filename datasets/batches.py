@@ -1,0 +1,102 @@
+"""Batches from a store: one gather a batch, from device memory where the arrays fit, else read one batch ahead.
+
+The order of an epoch and the augmentation of a step are functions of (seed, epoch, step). So there are no workers and
+no hidden state, and a run can go on from any step exactly.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from datasets.store import Store
+
+Augment = Callable[[torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Batches:
+    """Some rows of a store as batches on a device.
+
+    Args:
+        rows: (n,) rows of the store to train on or to evaluate.
+        rare: (n,) bool, True for rows of which an epoch draws only a share (such as tumour-free slices).
+        share: at most this share of an epoch's samples are rare ones.
+        augment: called as augment(images, targets, generator) on the device.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rows: np.ndarray,
+        batch_size: int,
+        device: torch.device,
+        seed: int = 0,
+        rare: np.ndarray | None = None,
+        share: float = 1.0,
+        augment: Augment | None = None,
+    ) -> None:
+        self.store, self.rows, self.batch_size, self.device = store, rows, batch_size, device
+        self.seed, self.augment = seed, augment
+        rare = np.zeros(len(rows), bool) if rare is None else rare
+        self.common, self.rare = rows[~rare], rows[rare]
+        wanted = round(share * len(self.common) / (1 - share)) if share < 1 else len(self.rare)
+        self.drawn = min(wanted, len(self.rare))
+        self.images, self.targets = torch.from_numpy(store.images), torch.from_numpy(store.targets)
+        if self._fits():
+            self.images, self.targets = self.images.to(device), self.targets.to(device)
+
+    def _fits(self) -> bool:
+        """Whether the whole store may live in the memory of a GPU: it takes at most half of what is free."""
+        if self.device.type != "cuda":
+            return False
+        return 2 * self.images.nbytes < torch.cuda.mem_get_info(self.device)[0]
+
+    @property
+    def samples(self) -> int:
+        """Samples an epoch."""
+        return len(self.common) + self.drawn
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch in the order of training, (samples,)."""
+        rng = np.random.default_rng((self.seed, epoch))
+        drawn = rng.choice(self.rare, self.drawn, replace=False)
+        return rng.permutation(np.concatenate([self.common, drawn]))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on: shuffled and augmented."""
+        order = self.order(epoch)
+        steps = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in range(start, len(self))]
+        for step, (images, targets) in enumerate(self._gathered(steps), start):
+            if self.augment is not None:
+                seed = np.random.SeedSequence((self.seed, epoch, step)).generate_state(1, np.uint64)[0]
+                generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+                images, targets = self.augment(images, targets, generator)
+            yield images, targets
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Every row once, in the order given, as it is: for evaluation."""
+        size = self.batch_size
+        return self._gathered([self.rows[first : first + size] for first in range(0, len(self.rows), size)])
+
+    def _gathered(self, steps: list[np.ndarray]) -> Iterator[Batch]:
+        with ThreadPoolExecutor(1) as pool:  # reads the next batch while the device works on this one
+            pending = [pool.submit(self._gather, rows) for rows in steps[:1]]
+            for rows in [*steps[1:], None]:
+                if not pending:
+                    return
+                images, targets = pending.pop().result()
+                if rows is not None:
+                    pending.append(pool.submit(self._gather, rows))
+                yield images.to(self.device, non_blocking=True).float(), targets.to(self.device, non_blocking=True)
+
+    def _gather(self, rows: np.ndarray) -> Batch:
+        index = torch.from_numpy(rows).to(self.images.device)
+        batch = self.images.index_select(0, index), self.targets.index_select(0, index)
+        if self.device.type == "cuda" and not batch[0].is_cuda:
+            return batch[0].pin_memory(), batch[1].pin_memory()
+        return batch

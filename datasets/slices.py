@@ -1,0 +1,176 @@
+"""From a case to the slices that a network sees: normalised, cropped to a window on the brain, in a store.
+
+Every BraTS brain measured fits into 160 x 192 voxels of 1 mm around its own bounding box: a crop has 53 % of the pixels
+of the whole 240 x 240 slice and loses nothing.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from os import cpu_count
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets import brats, store
+
+WINDOW = (160, 192)  # voxels along x and y
+LIMIT = 6.0  # standard deviations: brighter voxels are clipped, so that one vessel cannot dominate a slice
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class WindowTooSmall(ValueError):
+    """A brain does not fit into the window; `needed` is the next size that holds it."""
+
+    def __init__(self, case: str, window: Sequence[int], needed: tuple[int, int]) -> None:
+        super().__init__(f"the brain of {case} does not fit into {window[0]} x {window[1]} voxels")
+        self.needed = needed
+
+
+def zscore(images: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Each modality with mean 0 and standard deviation 1 over the brain, background 0.
+
+    Args:
+        images: (4, X, Y, Z) float32; brain: (X, Y, Z) bool.
+    """
+    out = np.zeros_like(images)
+    for modality, values in zip(out, images, strict=True):
+        inside = values[brain]
+        mean, deviation = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
+        modality[brain] = np.clip((inside - mean) / deviation, -LIMIT, LIMIT)
+    return out
+
+
+def minmax(images: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Each slice of each modality scaled to 0..1, as many public notebooks do: for comparison only."""
+    low = images.min(axis=(1, 2), keepdims=True)
+    high = images.max(axis=(1, 2), keepdims=True)
+    return (images - low) / np.maximum(high - low, 1e-8)
+
+
+NORMALISE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"zscore": zscore, "minmax": minmax}
+
+
+def window_start(brain: np.ndarray, window: Sequence[int], case: str = "") -> tuple[int, int]:
+    """The first voxel (x, y) of a window centred on the brain's bounding box; may be negative.
+
+    Raises:
+        WindowTooSmall: the bounding box is larger than the window.
+    """
+    start, needed = [], []
+    for axis, size in enumerate(window):
+        inside = np.flatnonzero(brain.any(axis=(1 - axis, 2)))
+        low, high = int(inside[0]), int(inside[-1]) + 1
+        start.append((low + high - size) // 2)
+        needed.append(max(size, -(-(high - low) // 16) * 16))
+    if tuple(needed) != tuple(window):
+        raise WindowTooSmall(case, window, (needed[0], needed[1]))
+    return start[0], start[1]
+
+
+def crop(array: np.ndarray, start: Sequence[int], window: Sequence[int]) -> np.ndarray:
+    """The window (..., window[0], window[1], Z) of an array (..., X, Y, Z), zero where it leaves the array."""
+    out = np.zeros((*array.shape[:-3], *window, array.shape[-1]), array.dtype)
+    inner, outer = _overlap(start, window, array.shape[-3:-1])
+    out[..., inner[0], inner[1], :] = array[..., outer[0], outer[1], :]
+    return out
+
+
+def uncrop(window: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """The inverse of `crop`: an array (..., X, Y, Z) of `shape` (X, Y), zero outside the window."""
+    out = np.zeros((*window.shape[:-3], *shape, window.shape[-1]), window.dtype)
+    inner, outer = _overlap(start, window.shape[-3:-1], shape)
+    out[..., outer[0], outer[1], :] = window[..., inner[0], inner[1], :]
+    return out
+
+
+def _overlap(start: Sequence[int], window: Sequence[int], shape: Sequence[int]) -> tuple[list[slice], list[slice]]:
+    """Where window and array overlap: as slices of the window, and as slices of the array."""
+    inner, outer = [], []
+    for first, size, length in zip(start, window, shape, strict=True):
+        low, high = max(first, 0), min(first + size, length)
+        inner.append(slice(low - first, high - first))
+        outer.append(slice(low, high))
+    return inner, outer
+
+
+def prepare(case: brats.Case, window: Sequence[int] = WINDOW, normalise: str = "zscore") -> store.Block:
+    """The slices of one case that show brain: images (n, 4, *window) float16, labels (n, *window) uint8.
+
+    Raises:
+        WindowTooSmall: the brain (or the tumour outside it) does not fit.
+    """
+    assert case.labels is not None
+    brain = case.brain
+    start = window_start(brain | (case.labels > 0), window, case.case)
+    kept = np.flatnonzero(brain.any(axis=(0, 1)))
+    images = crop(NORMALISE[normalise](case.images, brain), start, window)[..., kept]
+    labels = crop(case.labels, start, window)[..., kept]
+    counts = [(labels == code).sum(axis=(0, 1)) for code in (1, 2, 3)]
+    rows = [
+        {"case": case.case, "patient": case.patient, "slice": int(z), "ncr": ncr, "ed": ed, "et": et}
+        for z, ncr, ed, et in zip(kept, *counts, strict=True)
+    ]
+    info = {
+        "case": case.case, "patient": case.patient, "affine": case.affine.tolist(),
+        "spacing": [float(size) for size in case.spacing], "shape": list(case.labels.shape), "start": start,
+    }  # fmt: skip
+    images = np.ascontiguousarray(np.moveaxis(images, -1, 0), dtype=np.float16)  # (n, 4, H, W)
+    return store.Block(images, np.ascontiguousarray(np.moveaxis(labels, -1, 0)), rows, info)
+
+
+def open_slices(
+    folder: Path,
+    cache: Path,
+    window: tuple[int, int] = WINDOW,
+    labels: str | None = None,
+    modalities: Sequence[str] = brats.MODALITIES,
+    normalise: str = "zscore",
+) -> store.Store:
+    """The store of all cases under `folder`, built if need be; a brain that does not fit enlarges the window.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, see `brats.find_cases` and `brats.read_case`.
+    """
+    sources = brats.find_cases(folder)
+    paths = [path for source in sources for path in source.paths()]
+
+    def read(source: brats.Source) -> store.Block:
+        return prepare(brats.read_case(source, labels, modalities), window, normalise)
+
+    def produce() -> Iterator[store.Block]:
+        bar = tqdm(total=len(sources), desc=f"storing {folder.name}", unit="case", dynamic_ncols=True)
+        with bar:
+            for block in _ahead(read, sources, min(cpu_count() or 1, 8)):
+                yield block
+                bar.update()
+
+    options = {"window": window, "labels": labels, "modalities": list(modalities), "normalise": normalise}
+    while True:
+        try:
+            return store.open_or_build(cache, folder.resolve().name, paths, options, produce)
+        except WindowTooSmall as error:
+            window = error.needed
+            print(f"{error}: taking {window[0]} x {window[1]}", flush=True)
+
+
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map` in threads, in order, at most one result a worker ahead of its reader: memory stays bounded.
+
+    Threads, because reading a case is gunzip and NumPy, which let go of the interpreter's lock.
+    """
+    pending: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,131 @@
+"""Who is in train, validation and test: by patient, stratified by tumour size, written to a JSON file once.
+
+`by_slice` is the leaky shuffle of many public projects (slices of one patient on both sides). It exists to show how
+much that flatters, and whatever is made with it says so.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from datasets.store import Store
+
+Unit = Literal["patient", "slice"]
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three disjoint lists of patients (or, for unit "slice", of "case:slice").
+
+    Raises:
+        ValueError: a member stands in two parts, or a part that must not be empty is.
+    """
+
+    unit: Unit
+    train: list[str]
+    val: list[str]
+    test: list[str]
+    about: str = ""  # how it was made
+    data: str = ""  # fingerprint of the store it was made for
+
+    def __post_init__(self) -> None:
+        for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+            if common := set(getattr(self, one)) & set(getattr(self, other)):
+                raise ValueError(f"the split has {sorted(common)[0]} in both {one} and {other}: make it anew")
+        if not self.train or not self.test:
+            raise ValueError("the split has no patient in train or in test: more patients are needed")
+
+    @property
+    def leaky(self) -> bool:
+        """Slices of one patient may stand on both sides."""
+        return self.unit == "slice"
+
+    def rows(self, store: Store, part: str) -> np.ndarray:
+        """The rows of the store that belong to a part, in the store's order."""
+        return np.flatnonzero(np.isin(members(store, self.unit), getattr(self, part)))
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> "Split":
+        """Read a split and check it again.
+
+        Raises:
+            ValueError: not a split, or its parts overlap.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not a split file: remove it, and the split is made anew") from error
+
+
+def members(store: Store, unit: Unit) -> np.ndarray:
+    """What each row of the store is dealt by: its patient, or its own "case:slice"."""
+    if unit == "patient":
+        return store.index["patient"].astype(str)
+    return np.array([f"{c}:{z}" for c, z in zip(store.index["case"], store.index["slice"], strict=True)])
+
+
+def tumour_sizes(store: Store) -> dict[str, int]:
+    """Tumour voxels of each patient."""
+    voxels = store.index["ncr"] + store.index["ed"] + store.index["et"]
+    patients, which = np.unique(store.index["patient"].astype(str), return_inverse=True)
+    return dict(zip(patients.tolist(), np.bincount(which, voxels).astype(int).tolist(), strict=True))
+
+
+def by_patient(sizes: Mapping[str, int], val: float = 0.15, test: float = 0.2, seed: int = 0) -> Split:
+    """Shares of the patients, each part spread evenly over the tumour sizes.
+
+    Args:
+        sizes: tumour voxels of each patient.
+        val, test: shares of all patients; at least one patient is tested, and validated if `val` > 0.
+    """
+    ranked = sorted(sizes, key=lambda patient: (sizes[patient], patient))
+    rng = np.random.default_rng(seed)
+    tested = _spread(ranked, max(1, round(test * len(ranked))), rng)
+    rest = [patient for patient in ranked if patient not in tested]
+    return _with_validation(rest, tested, val * len(ranked), rng, f"patients, seed {seed}")
+
+
+def by_fold(sizes: Mapping[str, int], fold: int, folds: int, val: float = 0.15, seed: int = 0) -> Split:
+    """Fold `fold` (0 to folds - 1) of a k-fold cross-validation over patients, stratified by tumour size.
+
+    Raises:
+        ValueError: fewer patients than folds, or no such fold.
+    """
+    if not 0 <= fold < folds or folds < 2:
+        raise ValueError(f"fold {fold} of {folds} does not exist: folds are counted from 0, and there are 2 or more")
+    if len(sizes) < folds:
+        raise ValueError(f"{len(sizes)} patients cannot be dealt into {folds} folds: take --folds {len(sizes)} at most")
+    ranked = sorted(sizes, key=lambda patient: (sizes[patient], patient))
+    rng = np.random.default_rng(seed)
+    # of every `folds` patients of similar tumour size, one goes to each fold
+    dealt = np.concatenate([rng.permutation(folds) for _ in range(0, len(ranked), folds)])[: len(ranked)]
+    tested = [patient for patient, to in zip(ranked, dealt, strict=True) if to == fold]
+    rest = [patient for patient, to in zip(ranked, dealt, strict=True) if to != fold]
+    return _with_validation(rest, tested, val * len(rest), rng, f"patients, fold {fold} of {folds}, seed {seed}")
+
+
+def by_slice(store: Store, val: float = 0.15, test: float = 0.2, seed: int = 0) -> Split:
+    """The leaky shuffle: slices at random, so that every patient is on both sides."""
+    names = np.random.default_rng(seed).permutation(members(store, "slice")).tolist()
+    first, second = round(test * len(names)), round((test + val) * len(names))
+    return Split("slice", names[second:], names[first:second], names[:first], f"LEAKY: slices shuffled, seed {seed}")
+
+
+def _with_validation(rest: list[str], tested: list[str], wanted: float, rng: np.random.Generator, about: str) -> Split:
+    validated = _spread(rest, max(1, round(wanted)), rng) if wanted > 0 else []
+    train = [patient for patient in rest if patient not in validated]
+    return Split("patient", sorted(train), sorted(validated), sorted(tested), about)
+
+
+def _spread(ranked: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """`count` members of a ranked list, one from each of `count` stretches of equal length."""
+    stretches = np.array_split(np.array(ranked), max(1, min(count, len(ranked))))
+    return [str(rng.choice(stretch)) for stretch in stretches if len(stretch)]

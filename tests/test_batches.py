@@ -1,0 +1,57 @@
+"""Batches: every row once, tumour-free ones by share, and everything a function of (seed, epoch, step)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.augment import Augmentation
+from datasets.batches import Batches
+from datasets.store import Block, Store, open_or_build
+
+CPU = torch.device("cpu")
+
+
+def numbered(folder: Path, count: int = 23) -> Store:
+    """Sample i is an image full of i."""
+    images = np.broadcast_to(np.arange(count, dtype=np.float16)[:, None, None, None], (count, 1, 4, 4)).copy()
+    block = Block(images, images[:, 0].astype(np.uint8), [{"slice": i} for i in range(count)], {})
+    return open_or_build(folder, "numbered", [], {}, lambda: iter([block]))
+
+
+def rows_of(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
+    for images, targets in batches:
+        assert torch.equal(images[:, 0], targets.float())
+    return [int(value) for images, _ in batches for value in images[:, 0, 0, 0]]
+
+
+def test_an_epoch_sees_every_row_once_in_a_new_order(tmp_path: Path) -> None:
+    rows = np.arange(3, 20)
+    data = Batches(numbered(tmp_path), rows, 4, CPU)
+    first, second = rows_of(list(data.epoch(0))), rows_of(list(data.epoch(1)))
+    assert sorted(first) == sorted(second) == rows.tolist() and first != second
+    assert first == data.order(0).tolist() and len(list(data.epoch(0))) == len(data) == 5
+    assert rows_of(list(data)) == rows.tolist()
+
+
+def test_rare_rows_are_drawn_by_share(tmp_path: Path) -> None:
+    rare = np.arange(23) >= 8
+    data = Batches(numbered(tmp_path), np.arange(23), 4, CPU, rare=rare, share=0.2)
+    assert data.samples == 10  # 8 common, and 2 of the 15 rare: a fifth
+    seen = [set(data.order(epoch)) for epoch in range(20)]
+    assert all(set(range(8)) <= epoch and len(epoch) == 10 for epoch in seen)
+    assert len(set.union(*seen)) > 18
+    assert Batches(numbered(tmp_path), np.arange(23), 4, CPU, rare=rare, share=0.0).samples == 8
+    assert Batches(numbered(tmp_path), np.arange(23), 4, CPU, rare=rare).samples == 23
+
+
+def test_an_epoch_goes_on_from_any_step(tmp_path: Path) -> None:
+    data = Batches(numbered(tmp_path), np.arange(23), 4, CPU, seed=5, augment=Augmentation())
+    whole = list(data.epoch(3))
+    for start in range(len(data) + 1):
+        rest = list(data.epoch(3, start))
+        assert len(rest) == len(data) - start
+        for (images, targets), (same, labels) in zip(rest, whole[start:], strict=True):
+            assert torch.equal(images, same) and torch.equal(targets, labels)
+    other = next(iter(Batches(numbered(tmp_path), np.arange(23), 4, CPU, seed=6, augment=Augmentation()).epoch(3)))
+    assert not torch.equal(other[0], whole[0][0])

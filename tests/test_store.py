@@ -1,0 +1,161 @@
+"""The store and the slices in it, against arrays made by hand and the disk's own mishaps."""
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets import brats, slices, store
+from tests.conftest import make_case, write_case
+
+WINDOW = (48, 64)
+
+
+def blocks(count: int = 3):
+    for number in range(count):
+        images = np.full((number + 1, 2, 3, 4), number, np.float16)
+        rows = [{"case": f"c{number}", "slice": z} for z in range(number + 1)]
+        yield store.Block(images, images[:, 0].astype(np.uint8), rows, {"case": f"c{number}"})
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    built = store.open_or_build(tmp_path, "toy", [], {"a": 1}, blocks)
+    assert built.images.shape == (6, 2, 3, 4) and built.images.dtype == np.float16
+    assert built.images[:, 0, 0, 0].tolist() == built.targets[:, 0, 0].tolist() == [0, 1, 1, 2, 2, 2]
+    assert built.index["slice"].tolist() == [0, 0, 1, 0, 1, 2]
+    assert built.index["case"].tolist() == ["c0", "c1", "c1", "c2", "c2", "c2"]
+    assert [info["case"] for info in built.info] == ["c0", "c1", "c2"]
+    assert np.load(built.folder / "images.npy").shape == (6, 2, 3, 4)
+
+
+def test_built_once_and_anew_when_sources_or_options_change(tmp_path: Path) -> None:
+    source = tmp_path / "scan.nii"
+    source.write_text("a")
+    calls = []
+
+    def produce():
+        calls.append(1)
+        return blocks()
+
+    def build(options: dict) -> store.Store:
+        return store.open_or_build(tmp_path / "cache", "toy", [source], options, produce)
+
+    first = build({"a": 1})
+    assert build({"a": 1}).folder == first.folder and len(calls) == 1
+    assert build({"a": 2}).folder != first.folder and len(calls) == 2
+    source.write_text("ab")
+    assert build({"a": 1}).folder != first.folder and len(calls) == 3
+
+
+@pytest.mark.parametrize("damage", ["version", "truncated", "no index", "half"])
+def test_an_old_or_damaged_store_is_built_again(tmp_path: Path, damage: str) -> None:
+    folder = store.open_or_build(tmp_path, "toy", [], {}, blocks).folder
+    if damage == "version":
+        about = json.loads((folder / "store.json").read_text())
+        (folder / "store.json").write_text(json.dumps(about | {"version": store.VERSION - 1}))
+    elif damage == "truncated":
+        os.truncate(folder / "images.npy", 150)
+    elif damage == "no index":
+        (folder / "index.csv").unlink()
+    else:
+        folder.rename(folder.with_name(folder.name + ".part"))
+    again = store.open_or_build(tmp_path, "toy", [], {}, blocks)
+    assert len(again) == 6 and again.images[-1, 0, 0, 0] == 2
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    def fails():
+        yield from blocks()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        store.open_or_build(tmp_path, "toy", [], {}, fails)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_full_disk_is_an_error_not_a_crash() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(OSError, match="No space"), store.NpyWriter(Path("/dev/full")) as writer:
+        for block in blocks(200):
+            writer.append(block.images)
+
+
+def slow_build(cache: Path, log: Path) -> None:
+    def produce():
+        with log.open("a") as file:
+            file.write("built\n")
+        import time
+
+        time.sleep(0.5)
+        yield from blocks()
+
+    assert len(store.open_or_build(cache, "toy", [], {}, produce)) == 6
+
+
+def test_two_processes_build_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=slow_build, args=(tmp_path, tmp_path / "log")) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert (tmp_path / "log").read_text() == "built\n"
+
+
+def test_crop_and_back() -> None:
+    rng = np.random.default_rng(0)
+    volume = rng.integers(0, 4, (20, 30, 5))
+    inside = np.zeros_like(volume)
+    inside[3:13, 0:26] = volume[3:13, 0:26]
+    window = slices.crop(volume, (3, -2), (10, 28))  # leaves the volume on the low side of y
+    assert window.shape == (10, 28, 5) and not window[:, :2].any()
+    np.testing.assert_array_equal(slices.uncrop(window, (3, -2), (20, 30)), inside)
+
+
+def test_slices_of_a_case() -> None:
+    images, labels = make_case(1)
+    codes = np.where(labels == 4, 3, labels).astype(np.uint8)
+    case = brats.Case("a", "p", images.astype(np.float32), codes, np.diag([1.0, 1, 2, 1]))
+    block = slices.prepare(case, WINDOW)
+    brain = images.any(axis=0)
+    kept = np.flatnonzero(brain.any(axis=(0, 1)))
+    assert 0 < len(kept) < images.shape[-1], "the test needs slices without brain"
+    assert [row["slice"] for row in block.rows] == kept.tolist()
+    assert sum(row["et"] for row in block.rows) == (labels == 4).sum()
+    x, y = block.info["start"]
+    back = slices.uncrop(np.moveaxis(block.images, 0, -1), (x, y), images.shape[1:3])  # (4, X, Y, kept)
+    for modality in range(4):
+        inside = images[modality][brain].astype(np.float64)
+        expected = np.zeros(brain.shape)
+        expected[brain] = ((inside - inside.mean()) / inside.std()).clip(-slices.LIMIT, slices.LIMIT)
+        np.testing.assert_allclose(back[modality], expected[..., kept], atol=4e-3)  # float16
+
+
+def test_a_large_brain_enlarges_the_window(cases: Path, tmp_path: Path) -> None:
+    opened = slices.open_slices(cases, tmp_path, window=(16, 16))
+    box = np.array(opened.images.shape[2:])
+    assert (box % 16 == 0).all() and (box > 16).all()
+    whole = slices.open_slices(cases, tmp_path, window=(48, 64))
+    assert (opened.targets > 0).sum() == (whole.targets > 0).sum()
+    before = sorted(tmp_path.iterdir())
+    slices.open_slices(cases, tmp_path, window=(16, 16))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_bad_case_among_good_ones_stops_the_build(cases: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bad"
+    shutil.copytree(cases, folder)
+    images, labels = make_case(7)
+    labels[20, 24, 6] = 7
+    write_case(folder, "Case_bad", images, labels)
+    with pytest.raises(ValueError, match="Case_bad_seg"):
+        slices.open_slices(folder, tmp_path / "cache", WINDOW)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]

@@ -1,0 +1,190 @@
+"""The stages of a segmentation run: data, split, training, and honest results."""
+
+import csv
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from datasets import splits
+from datasets.augment import Augmentation
+from datasets.batches import Batches
+from datasets.brats import CLASSES, REGIONS
+from datasets.phantom import write_phantom
+from datasets.slices import open_slices
+from datasets.splits import Split
+from datasets.store import Store
+from training.options import ROOT, UNetOptions
+from utils import checkpoint, cli, metrics, plots, results
+from utils.device import best_precision, choose
+from utils.evaluate import Scan, count_all, predict, score, validate
+from utils.losses import LOSSES
+from utils.train import Recipe, fit
+
+FREE = ("resume", "save_every", "data")  # options that may change when a run goes on
+
+
+def run(options: UNetOptions) -> None:
+    """Train and evaluate, or go on with what stands in the run's folder."""
+    folder = options.folder
+    device = choose(options.device)
+    if options.resume and not (folder / "last.pt").exists():
+        raise ValueError(f"there is nothing to resume in {folder}: leave --resume out to start it")
+    store = open_data(options)
+    with checkpoint.locked(folder):
+        cli.keep(options, folder, FREE)
+        if (folder / "results.md").exists():
+            print(f"{folder} is finished (remove it to train again):\n\n{(folder / 'results.md').read_text()}")
+            return
+        split = open_split(options, store, folder / "split.json")
+        model = train(options, folder, device, store, split)
+        finish(options, folder, model, store, split, device)
+
+
+def open_data(options: UNetOptions, **preprocessing: object) -> Store:
+    """The store of the data that the options name; of the phantom where there is none."""
+    folder = options.data
+    if folder == UNetOptions.data and not (folder.is_dir() and any(folder.iterdir())):
+        print(f"No data in {folder}: using the built-in phantom. Real data: put BraTS cases there (see README).")
+        folder = write_phantom(ROOT / "datasets" / "phantom")
+    choices: dict = {"window": options.window, "labels": options.labels, "modalities": options.modalities}
+    return open_slices(folder, ROOT / "datasets" / "cache", **(choices | preprocessing))
+
+
+def open_split(options: UNetOptions, store: Store, path: Path) -> Split:
+    """The split of this run: made at its first start, read afterwards."""
+    if path.exists():
+        split = Split.load(path)
+        if split.data != store.fingerprint:
+            raise ValueError(f"{options.data} has changed since {path} was made: choose another --name")
+        return split
+    if options.split == "slice":
+        split = splits.by_slice(store, options.val, options.test, options.seed)
+    elif options.fold is not None:
+        split = splits.by_fold(splits.tumour_sizes(store), options.fold, options.folds, options.val, options.seed)
+    else:
+        split = splits.by_patient(splits.tumour_sizes(store), options.val, options.test, options.seed)
+    split = replace(split, data=store.fingerprint)
+    split.save(path)
+    return split
+
+
+def train(
+    options: UNetOptions, folder: Path, device: torch.device, store: Store, split: Split, model: nn.Module | None = None
+) -> nn.Module:
+    """Fit the model that the options name (or another one, as the benchmarks do)."""
+    torch.manual_seed(options.seed)
+    if model is None:
+        model = models.build(options.model, n_filters=options.n_filters)
+    if options.init:
+        models.load_into(model, options.init)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    rows = split.rows(store, "train")
+    empty = (store.index["ncr"] + store.index["ed"] + store.index["et"])[rows] == 0
+    data = Batches(store, rows, options.batch_size, device, options.seed, empty, options.tumour_free, Augmentation())
+    watched = Batches(store, split.rows(store, "val"), options.batch_size, device)
+    precision = best_precision(device) if options.precision == "auto" else options.precision
+    criterion = LOSSES[options.loss]()
+    recipe = Recipe(
+        options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
+        precision=precision, save_every=options.save_every,
+    )  # fmt: skip
+    print(
+        f"{folder.name}: {len(split.train)} {split.unit}s to train on, {len(split.val)} to watch, {len(split.test)} "
+        f"to test; {data.samples} slices an epoch, {device}, {precision}", flush=True,
+    )  # fmt: skip
+
+    def names(rows: np.ndarray) -> str:
+        return ", ".join(f"{store.index['case'][row]} slice {store.index['slice'][row]}" for row in rows)
+
+    return fit(
+        model, data, criterion, recipe, folder, names=names,
+        validate=(lambda averaged: validate(averaged, watched, criterion, CLASSES, precision)) if split.val else None,
+    )  # fmt: skip
+
+
+def finish(
+    options: UNetOptions, folder: Path, model: nn.Module, store: Store, split: Split, device: torch.device
+) -> None:
+    """Read the test set, once; write weights, tables and figures."""
+    title = f"{options.model}, n_filters {options.n_filters}, {options.epochs} epochs, {split.about}"
+    if split.leaky:
+        title = f"LEAKY SPLIT (slices of one patient on both sides: no measure of skill): {title}"
+    with (folder / "history.csv").open() as file:
+        history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    plots.curves(history).savefig(folder / "curves.png")
+    scores = report(folder, title, model, store, split.rows(store, "test"), split.leaky, device)
+    about = {"preprocessing": store.options, "data": store.folder.name, "split": asdict(split), "metrics": scores}
+    models.save(model, folder / f"{type(model).__name__}.safetensors", **about, commit=commit())
+
+
+def evaluate(options: UNetOptions) -> None:
+    """Score published weights on the patients of --data that they were not trained on."""
+    device = choose(options.device)
+    model = models.load(options.evaluate, device)
+    made = model.header["preprocessing"]
+    store = open_data(options, window=tuple(made["window"]), normalise=made["normalise"])
+    split = Split(**model.header["split"])
+    rows = np.flatnonzero(~np.isin(splits.members(store, split.unit), split.train + split.val))
+    if not len(rows):
+        raise ValueError(f"{options.evaluate} was trained on all patients of {options.data}: there is none to test on")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    title = f"{options.evaluate} on unseen patients of {options.data}"
+    report(options.folder, title, model, store, rows, split.leaky, device)
+
+
+def report(
+    folder: Path, title: str, model: nn.Module, store: Store, rows: np.ndarray, leaky: bool, device: torch.device
+) -> dict[str, float]:
+    """Score rows of the store: whole patients in 3-D, or, for a leaky split's stray slices, counts alone."""
+    precision = best_precision(device)
+    if leaky:
+        scored: list[dict[str, Any]] = []
+        counts = count_all(model, Batches(store, rows, 32, device), len(CLASSES), precision)
+    else:
+        scans = list(case_scans(store, rows, device))
+        scored, counts = score(model, scans, CLASSES, REGIONS, precision)
+        chosen = results.best_median_worst(scored)
+        pictures = [overlay_row(model, store, kind, row, device) for kind, row in chosen.items()]
+        plots.overlay(pictures).savefig(folder / "overlay.png")
+    print(results.write(folder, title, scored, counts, CLASSES, list(REGIONS)))
+    return results.headline(scored, counts, CLASSES)
+
+
+def case_scans(store: Store, rows: np.ndarray, device: torch.device) -> Iterator[Scan]:
+    """The cases that the rows belong to, one after the other."""
+    for info in store.info:
+        mine = rows[store.index["case"][rows] == info["case"]]
+        if len(mine):
+            batches = Batches(store, mine, 32, device)
+            yield Scan(info["case"], info["patient"], batches, store.index["slice"][mine], info["spacing"])
+
+
+def overlay_row(
+    model: nn.Module, store: Store, kind: str, row: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """The slice of a case with the most tumour, as `plots.overlay` takes it."""
+    rows = np.flatnonzero(store.index["case"] == row["case"])
+    tumour = store.index["ncr"] + store.index["ed"] + store.index["et"]
+    chosen = rows[np.argmax(tumour[rows])]
+    image = torch.from_numpy(store.images[chosen][None]).float().to(device)
+    return {
+        "title": f"{kind}: {row['case']}, WT {row['dice_WT']:.2f}",
+        "flair": store.images[chosen, 3].astype(np.float32), "t1c": store.images[chosen, 1].astype(np.float32),
+        "true": store.targets[chosen], "predicted": metrics.to_labels(predict(model, image))[0].cpu().numpy(),
+    }  # fmt: skip
+
+
+def commit() -> str:
+    """The project's version that made the weights; empty outside a git checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,76 @@
+"""Checkpoints that survive a kill at any moment, and the lock of a run folder.
+
+A checkpoint is written to a temporary file, fsync'd and renamed; the previous one stays beside it, and is taken with a
+warning when the newest is damaged.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint; the one that stood at `path` becomes `<name>.previous`.
+
+    Raises:
+        OSError: no space left, say. What stood there before is untouched, and no temporary file remains.
+    """
+    temporary = path.with_suffix(".part")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            path.replace(_previous(path))
+        temporary.replace(path)
+    except RuntimeError as error:  # torch reports a failed write so
+        raise OSError(f"{path} could not be written (is the disk full?): free some space and resume") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """Read the newest whole checkpoint at `path`, on the CPU; None where there is none.
+
+    Raises:
+        ValueError: there are files, but none can be read.
+    """
+    found = [candidate for candidate in (path, _previous(path)) if candidate.exists()]
+    for candidate in found:
+        try:
+            return torch.load(candidate, map_location="cpu", weights_only=True)
+        except Exception as error:  # damage shows as RuntimeError, EOFError, UnpicklingError, OSError and others
+            warnings.warn(f"{candidate} is damaged ({type(error).__name__}): taking the one before", stacklevel=2)
+    if found:
+        raise ValueError(f"no checkpoint in {path.parent} can be read: remove that folder to start anew")
+    return None
+
+
+def _previous(path: Path) -> Path:
+    return path.with_suffix(".previous" + path.suffix)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder; the lock ends with the process, however it ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{folder} belongs to a run that is still going on: choose another --name") from None
+    try:
+        yield
+    finally:
+        lock.release()

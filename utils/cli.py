@@ -1,0 +1,100 @@
+"""What the scripts share: a typed command line whose options a run remembers, and errors as one sentence."""
+
+import dataclasses
+import errno
+import json
+import os
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from utils.signals import Interrupted
+
+
+class HasFolder(Protocol):
+    """Options of a run, a dataclass that knows where the run lives."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+Options = TypeVar("Options", bound=HasFolder)
+
+BAD_INPUT = 2
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+SAVED = "options.json"
+
+
+def main(function: Callable[[Options], None], kind: type[Options], description: str | None) -> None:
+    """Parse the command line, call `function`, and exit: 0, 2 on bad input, 75 when interrupted.
+
+    Where the folder of the run holds the options of an earlier start, these are the defaults: a run goes on with its
+    name alone. With TRACEBACK=1 in the environment an error shows where it came from.
+    """
+    import tyro
+
+    options = tyro.cli(kind, description=description)
+    try:
+        if (saved := options.folder / SAVED).exists():
+            options = tyro.cli(kind, description=description, default=load(kind, saved))
+        function(options)
+    except Interrupted as stop:
+        print(f"{stop}; the same command goes on from there", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        print("stopped before the training began; the same command starts again", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("TRACEBACK"):
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def keep(options: Any, folder: Path, free: tuple[str, ...] = ()) -> None:
+    """Write the options of a run into its folder at the first start; later starts must agree but for those in `free`.
+
+    Raises:
+        ValueError: they differ; names the options.
+    """
+    path = folder / SAVED
+    if not path.exists():
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(dataclasses.asdict(options), indent=1, default=str))
+        temporary.replace(path)
+        return
+    saved = load(type(options), path)
+    names = [field.name for field in dataclasses.fields(options) if field.name not in free]
+    changed = [name for name in names if getattr(options, name) != getattr(saved, name)]
+    if changed:
+        listed = ", ".join(f"{name} {getattr(saved, name)} (not {getattr(options, name)})" for name in changed)
+        raise ValueError(f"{folder} was started with {listed}: choose another --name, or leave these as they were")
+
+
+def load(kind: type[Options], path: Path) -> Options:
+    """Read options that `keep` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or of another version of the script.
+    """
+    hints = typing.get_type_hints(kind)
+    try:
+        values = json.loads(path.read_text())
+        return kind(**{name: _revive(hints[name], value) for name, value in values.items()})
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read as options of this script: choose another --name") from error
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    """JSON knows neither paths nor tuples."""
+    if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "no space left on the disk: free some and run the same command again"
+    return " ".join(str(error).split())

@@ -1,0 +1,111 @@
+"""Honest evaluation of segmentation: integer counts over slices, and Dice and HD95 per patient in 3-D."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from utils import metrics
+from utils.device import autocast
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One case to be scored: its slices as batches of images and label maps, in the order of `slices`."""
+
+    case: str
+    patient: str
+    batches: Iterable[Batch]
+    slices: np.ndarray  # (n,) position of each slice along Z
+    spacing: tuple[float, float, float]  # mm
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
+    """(B, 4, H, W) images to (B, C, H, W) float32 logits."""
+    with autocast(images.device, precision):
+        return model(images.contiguous(memory_format=torch.channels_last)).float()
+
+
+def validate(
+    model: nn.Module, batches: Iterable[Batch], criterion: nn.Module, classes: Sequence[str], precision: str = "fp32"
+) -> dict[str, float]:
+    """The seven metrics of each class and their mean from counts over all slices, and the loss, as one flat row."""
+    model.eval()
+    counts: torch.Tensor | int = 0
+    loss: torch.Tensor | float = 0.0
+    samples = 0
+    for images, labels in batches:
+        logits = predict(model, images, precision)
+        counts = counts + metrics.count(metrics.to_labels(logits), labels, len(classes))
+        loss = loss + criterion(logits, labels) * len(images)
+        samples += len(images)
+    assert isinstance(counts, torch.Tensor)
+    return {"val_loss": float(loss) / samples} | metrics.row(counts, classes)
+
+
+def count_all(model: nn.Module, batches: Iterable[Batch], classes: int, precision: str = "fp32") -> torch.Tensor:
+    """The counts (classes, 4) over all slices."""
+    model.eval()
+    found = [
+        metrics.count(metrics.to_labels(predict(model, images, precision)), labels, classes)
+        for images, labels in batches
+    ]
+    return torch.stack(found).sum(dim=0).cpu()
+
+
+def volumes(model: nn.Module, scan: Scan, precision: str = "fp32") -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true label volumes (H, W, Z) of one scan; slices that it lacks are background."""
+    found = [
+        (metrics.to_labels(predict(model, images, precision)).cpu(), labels.cpu()) for images, labels in scan.batches
+    ]
+    depth = int(scan.slices.max()) + 1
+
+    def stack(parts: list[torch.Tensor]) -> np.ndarray:
+        flat = torch.cat(parts).numpy()  # (n, H, W)
+        volume = np.zeros((*flat.shape[1:], depth), np.uint8)
+        volume[..., scan.slices] = np.moveaxis(flat, 0, -1)
+        return volume
+
+    return stack([predicted for predicted, _ in found]), stack([true for _, true in found])
+
+
+def score(
+    model: nn.Module,
+    scans: Sequence[Scan],
+    classes: Sequence[str],
+    regions: Mapping[str, Sequence[int]],
+    precision: str = "fp32",
+    min_voxels: int = 0,
+) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    """Score each scan in 3-D.
+
+    Args:
+        regions: name -> label codes, such as WT: (1, 2, 3).
+        min_voxels: predicted tumour components smaller than this are removed first.
+
+    Returns:
+        A row a scan (case, patient, Dice and HD95 in mm of each region), and the counts (classes, 4) over all scans.
+    """
+    model.eval()
+    rows: list[dict[str, Any]] = []
+    counts = torch.zeros(len(classes), 4, dtype=torch.int64)
+    for scan in tqdm(scans, desc="evaluating", unit="case", dynamic_ncols=True):
+        predicted, true = volumes(model, scan, precision)
+        predicted = metrics.keep_large(predicted, min_voxels)
+        counts += metrics.count(torch.from_numpy(predicted)[None], torch.from_numpy(true)[None], len(classes))
+        scores = metrics.region_scores(predicted, true, scan.spacing, regions)
+        rows.append({"case": scan.case, "patient": scan.patient, **scores})
+    return rows, counts
+
+
+def summary(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, tuple[float, float, float]]:
+    """Mean over scans of each score, with the ends of its 95 % interval (bootstrap over scans)."""
+    names = [name for name in rows[0] if name not in ("case", "patient")]
+    return {name: metrics.mean_interval([float(row[name]) for row in rows], seed=seed) for name in names}

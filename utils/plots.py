@@ -1,0 +1,202 @@
+"""Figures of a run and of its patients: one function a kind of figure, one style, no display needed.
+
+    plots.curves(history).savefig("curves.png")
+
+Every function returns a matplotlib Figure that belongs to no window. In a notebook, `%matplotlib inline` once
+makes a Figure at the end of a cell appear.
+
+The page is white and opaque, so that a figure reads the same in a light and in a dark theme. The colours are
+Okabe and Ito's (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datasets.brats import CLASSES
+from utils.metrics import mean_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT = "#222222", "#D9D9D9"
+COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00")  # blue, green, vermilion, ...
+MARKERS = ("o", "s", "^", "D", "v", "P")
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 150,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.w_pad": 0.06,  # inches
+    "figure.constrained_layout.h_pad": 0.06,
+    "font.size": 10,
+    "image.origin": "upper",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.handletextpad": 0.5,
+    "lines.linewidth": 1.6,
+}
+
+
+@contextmanager
+def canvas(width: float, height: float) -> Iterator["Figure"]:
+    """An empty figure (inches); what is drawn on it within the block has the project's style."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.draw_without_rendering()  # ticks are made when first drawn: do it while the style holds
+
+
+def curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
+    """How a training went: loss, learning rate, and validation Dice of each class and mean, if there was any.
+
+    Args:
+        history: one row an epoch, as written to the CSV: epoch, loss, lr and, in some or all rows, val_loss,
+            dice_NCR, dice_ED, dice_ET, dice_mean. Numbers may be text; missing, empty and NaN are left out.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not history:
+        raise ValueError("no epochs to draw")
+    validated = any(_series(history, f"dice_{name}")[0] for name in (*CLASSES, "mean"))
+    with canvas(width=11 if validated else 7.5, height=3.2) as figure:
+        loss, rate, *dice = figure.subplots(1, 3 if validated else 2, sharex=True)
+        _lines(loss, history, {"loss": "training", "val_loss": "validation"})
+        loss.set_ylabel("loss")
+        rate.plot(*_series(history, "lr"), color=INK)
+        rate.set(ylabel="learning rate", ylim=(0, None))
+        for axes in dice:
+            _lines(axes, history, {f"dice_{name}": name for name in CLASSES})
+            axes.plot(*_series(history, "dice_mean"), color=INK, linestyle="--", label="mean")
+            axes.set(ylabel="validation Dice (0 to 1)", ylim=(0, 1))
+        for axes in (loss, rate, *dice):
+            axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        for axes in (loss, *dice):
+            axes.legend()
+    return figure
+
+
+def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of one column, where it has a value."""
+    known = [(float(row["epoch"]), float(row[key])) for row in history if row.get(key) not in (None, "")]
+    known = [(epoch, value) for epoch, value in known if not np.isnan(value)]
+    return [epoch for epoch, _ in known], [value for _, value in known]
+
+
+def _lines(axes: "Axes", history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+    """One line for each column that has values; the marker of one repeats about every tenth of the way."""
+    for (key, name), colour, marker in zip(names.items(), COLOURS, MARKERS, strict=False):
+        epochs, values = _series(history, key)
+        if epochs:
+            every = max(1, len(epochs) // 10)
+            axes.plot(epochs, values, color=colour, marker=marker, markersize=4, markevery=every, label=name)
+
+
+def overlay(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Truth and prediction over the image, for a few patients, as a radiologist looks at them.
+
+    Args:
+        rows: one patient each, with the keys
+            title: such as "best: BraTS20_Training_001, WT 0.93";
+            flair, t1c: (X, Y) slices; exact zeros are taken for background and drawn black;
+            true, predicted: (X, Y) label maps, 0 background, 1 NCR, 2 ED, 3 ET.
+            X runs from the patient's right to left, Y from front to back (LPS, as BraTS stores it). They are
+            shown the radiological way: front up, the patient's right on the left.
+
+    Raises:
+        ValueError: no rows.
+    """
+    from matplotlib.patches import Patch
+
+    if not rows:
+        raise ValueError("no patients to draw")
+    panels = {"FLAIR": "", "T1c": "", "truth": "true", "prediction": "predicted"}
+    x, y = np.shape(rows[0]["true"])
+    with canvas(width=9, height=len(rows) * (2.2 * y / x + 0.3) + 0.6) as figure:
+        bands = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for band, row in zip(bands, rows, strict=True):
+            band.suptitle(row["title"], x=0.01, ha="left", fontsize=10, fontweight="bold")
+            for axes, (name, labels) in zip(band.subplots(1, 4), panels.items(), strict=True):
+                _mri(axes, row["t1c"] if name == "T1c" else row["flair"])
+                if labels:
+                    axes.imshow(_coloured(row[labels]).transpose(1, 0, 2), interpolation="nearest")
+                axes.set_title(f"{name} over FLAIR" if labels else name)
+        handles = [Patch(color=colour, label=name) for name, colour in zip(CLASSES, COLOURS, strict=False)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _mri(axes: "Axes", image: np.ndarray) -> None:
+    """A grey (X, Y) slice, black at its 1st percentile, white at its 99.5th; front up, right on the left."""
+    tissue = np.ma.masked_equal(np.asarray(image, dtype=float), 0)
+    low, high = np.percentile(tissue.compressed(), (1, 99.5)) if tissue.count() else (0, 1)
+    axes.imshow(tissue.filled(low).T, cmap="gray", vmin=low, vmax=high)
+    for side, place, align in (("R", 0.02, "left"), ("L", 0.98, "right")):
+        axes.text(place, 0.98, side, transform=axes.transAxes, color="white", va="top", ha=align, fontsize=8)
+    axes.set_axis_off()
+
+
+def _coloured(labels: np.ndarray, opacity: float = 0.65) -> np.ndarray:
+    """(X, Y) label map -> (X, Y, 4) RGBA, background transparent."""
+    from matplotlib.colors import to_rgba
+
+    palette = [(0.0, 0.0, 0.0, 0.0), *(to_rgba(colour, opacity) for colour in COLOURS[: len(CLASSES)])]
+    return np.array(palette)[labels]
+
+
+def patients(table: Mapping[str, Mapping[str, Sequence[float]]], measure: str = "Dice (0 to 1)") -> "Figure":
+    """A point a patient, beside it the mean with its 95 % interval, for each region and model.
+
+    Args:
+        table: model -> region -> one value a patient; the regions are those of the first model.
+        measure: the name of the values, with the unit, such as "HD95 (mm)".
+
+    Raises:
+        ValueError: nothing to draw, or a value that is not finite.
+    """
+    if not table or not (regions := list(next(iter(table.values())))):
+        raise ValueError("no patients to draw")
+    step = 0.8 / max(len(table), 2)
+    with canvas(width=1.5 + len(regions) * max(1.5, 0.9 * len(table)), height=4) as figure:
+        axes = figure.subplots()
+        for i, (model, scores) in enumerate(table.items()):
+            style: dict[str, Any] = {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "linestyle": ""}
+            for j, region in enumerate(regions):
+                centre = j + (i - (len(table) - 1) / 2) * step
+                _strip(axes, centre, step, scores[region], style)
+            axes.plot([], [], label=model, **style)
+        axes.set_xticks(range(len(regions)), regions)
+        axes.set(ylabel=measure, xlabel="region", xlim=(-0.5, len(regions) - 0.5))
+        axes.grid(visible=False, axis="x")
+        axes.set_ylim(0, 1 if measure.startswith("Dice") else None)
+        note = "small: one patient; large: mean with 95 % interval"
+        figure.legend(loc="outside upper center", ncols=3, title=note)
+    return figure
+
+
+def _strip(axes: "Axes", centre: float, width: float, values: Sequence[float], style: Mapping[str, Any]) -> None:
+    """Points scattered to the left of the centre (the same each time), mean and interval to its right."""
+    mean, low, high = mean_interval(values)
+    reach = np.maximum([[mean - low], [high - mean]], 0)  # NaN for one patient: no bar
+    scatter = centre + width * np.random.default_rng(0).uniform(-0.4, 0.1, len(values))
+    axes.plot(scatter, values, markersize=4, alpha=0.5, markeredgewidth=0, clip_on=False, **style)
+    beside = centre + 0.28 * width
+    axes.errorbar(beside, mean, reach, markersize=6, capsize=4, markeredgecolor=INK, ecolor=INK, clip_on=False, **style)

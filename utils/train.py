@@ -1,0 +1,256 @@
+"""The training loop of all models: `fit`.
+
+Randomness is a function of (seed, epoch, step) and the learning rate one of the step, so a checkpoint needs no state of
+either, and a resumed run is the uninterrupted one: bit for bit on the CPU.
+"""
+
+import copy
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from utils import checkpoint
+from utils.device import autocast
+from utils.signals import Interrupted, StopRequest
+
+READ_EVERY = 10  # steps between two looks at the losses on the device
+
+
+class Data(Protocol):
+    """What `fit` asks of its batches; `datasets.batches.Batches` is one."""
+
+    batch_size: int
+    seed: int
+
+    def __len__(self) -> int: ...
+    def order(self, epoch: int) -> np.ndarray: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained. The learning rate warms up linearly, then follows a half cosine to 0."""
+
+    epochs: int
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.05  # share of all steps
+    clip: float = 1.0  # largest norm of the gradient
+    accumulate: int = 1  # parts that a batch is cut into, to save memory
+    ema: float = 0.99  # decay of the averaged weights, a step
+    precision: str = "fp32"  # or bf16
+    save_every: float = 10.0  # minutes
+
+    def factor(self, progress: float) -> float:
+        """The learning rate's factor at a share of all steps."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+
+
+class AveragedWeights:
+    """An exponential moving average of a model's weights (Polyak averaging); `model` is the averaged copy."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        averaged, current = self.model.state_dict().values(), model.state_dict().values()
+        pairs = list(zip(averaged, current, strict=True))
+        self.floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.integers = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the model: once a step."""
+        averaged, current = zip(*self.floats, strict=True)
+        torch._foreach_lerp_(averaged, current, 1 - self.decay)
+        for mine, theirs in self.integers:
+            mine.copy_(theirs)
+
+
+class Run:
+    """Everything that a training is made of, and that a checkpoint must hold."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, steps: int) -> None:
+        self.model, self.recipe, self.steps = model, recipe, steps
+        self.device = next(model.parameters()).device
+        matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+        vectors = [weight for weight in model.parameters() if weight.ndim <= 1]  # biases and norms do not decay
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+        self.average = AveragedWeights(model, recipe.ema)
+        self.epoch = self.step = 0  # the step within the epoch
+        self.losses = torch.zeros(steps, device=self.device)  # of this epoch, on the device: no step waits for them
+        self.best = -math.inf
+        self.history: list[dict[str, Any]] = []
+
+    def learn(self, images: torch.Tensor, targets: torch.Tensor, criterion: nn.Module) -> None:
+        """One step of the optimizer on one batch."""
+        progress = (self.epoch * self.steps + self.step + 1) / (self.recipe.epochs * self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * self.recipe.factor(progress)
+        parts = min(self.recipe.accumulate, len(images))
+        for image, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
+            with autocast(self.device, self.recipe.precision):
+                logits = self.model(image.contiguous(memory_format=torch.channels_last))
+            loss = criterion(logits, target) * (len(image) / len(images))
+            loss.backward()
+            self.losses[self.step] += loss.detach()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update()
+        self.step += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(), "average": self.average.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step,
+            "losses": self.losses, "best": self.best, "history": self.history, "recipe": asdict(self.recipe),
+            "device": self.device.type, "torch": torch.__version__,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was taken.
+
+        Raises:
+            ValueError: it belongs to another model, recipe, or amount of data.
+        """
+        for name, value in asdict(self.recipe).items():
+            if name != "save_every" and state["recipe"][name] != value:
+                raise ValueError(f"the run has {name} {state['recipe'][name]}, not {value}: choose another --name")
+        if len(state["losses"]) != self.steps:
+            raise ValueError(f"the run has {len(state['losses'])} steps an epoch, the data {self.steps}: they changed")
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.model.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError("the checkpoint is of another model: choose another --name") from error
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.history = state["history"]
+        self.losses.copy_(state["losses"])
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    criterion: nn.Module,
+    recipe: Recipe,
+    folder: Path,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    score: str = "dice_mean",
+    names: Callable[[np.ndarray], str] = str,
+    prepare: Callable[[Run], None] | None = None,
+) -> nn.Module:
+    """Train a model, or go on with what `folder` holds; returns the averaged model of the last epoch.
+
+    Args:
+        model: on its device, in the memory format it shall have.
+        validate: called with the averaged model after each epoch; its numbers go into the epoch's row.
+        score: the number of validation by which `best.pt` is kept.
+        names: rows of the data as text, for the message of a stop.
+        prepare: changes the run before it starts (another optimizer, say).
+
+    Writes `last.pt`, `best.pt`, `history.csv` and TensorBoard's events into `folder`.
+
+    Raises:
+        Interrupted: a signal came; everything is saved, and the same call goes on.
+        FloatingPointError: the loss is not finite; names epoch, step and samples.
+        ValueError: `folder` holds a run of another model or data.
+    """
+    run = Run(model, recipe, len(data))
+    if prepare is not None:
+        prepare(run)
+    if (state := checkpoint.load(folder / "last.pt")) is not None:
+        run.load_state_dict(state)
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    with StopRequest() as stop, SummaryWriter(str(folder), purge_step=run.epoch + 1) as board:
+        while run.epoch < recipe.epochs:
+            start = time.monotonic()
+            waited = train_one_epoch(run, data, criterion, folder, stop, names)
+            row = {"epoch": run.epoch + 1, "loss": run.losses.mean().item(), "lr": run.optimizer.param_groups[0]["lr"],
+                   "seconds": round(time.monotonic() - start, 1), "waiting": round(waited, 4)}  # fmt: skip
+            row |= validate(run.average.model) if validate is not None else {}
+            run.history.append(row)
+            run.epoch, run.step = run.epoch + 1, 0
+            run.losses.zero_()
+            if score in row and row[score] > run.best:
+                run.best = row[score]
+                checkpoint.save({"average": run.average.model.state_dict(), "row": row}, folder / "best.pt")
+            checkpoint.save(run.state_dict(), folder / "last.pt")
+            write_csv(folder / "history.csv", run.history)
+            for name, value in row.items():
+                board.add_scalar(name, value, run.epoch)
+    return run.average.model
+
+
+def train_one_epoch(
+    run: Run, data: Data, criterion: nn.Module, folder: Path, stop: StopRequest, names: Callable[[np.ndarray], str]
+) -> float:
+    """The rest of the epoch that the run stands in; returns the share of time spent waiting for data."""
+    run.model.train()
+    began = saved = time.monotonic()
+    first, waited, asked = run.step, 0.0, began
+    bar = tqdm(
+        data.epoch(run.epoch, run.step), desc=f"epoch {run.epoch + 1}/{run.recipe.epochs}", total=len(data),
+        initial=run.step, unit="step", dynamic_ncols=True, mininterval=1.0,
+    )  # fmt: skip
+    for images, targets in bar:
+        waited += time.monotonic() - asked
+        torch.manual_seed(hash((data.seed, run.epoch, run.step)) & (2**63 - 1))  # dropout, too, is a function
+        run.learn(images, targets, criterion)
+        if run.step % READ_EVERY == 0 or run.step == run.steps:
+            check_finite(run, data, names)
+            passed = time.monotonic() - began
+            speed, loss = (run.step - first) * data.batch_size / passed, run.losses[: run.step].mean().item()
+            bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f}/s, waiting {waited / passed:.0%}", refresh=False)
+        due = time.monotonic() - saved > run.recipe.save_every * 60
+        if stop or due:
+            check_finite(run, data, names)
+            checkpoint.save(run.state_dict(), folder / "last.pt")
+            saved = time.monotonic()
+        if stop:
+            bar.close()
+            raise Interrupted(f"{stop.received}: saved at epoch {run.epoch + 1}, step {run.step} of {run.steps}")
+        asked = time.monotonic()
+    return waited / (time.monotonic() - began)
+
+
+def check_finite(run: Run, data: Data, names: Callable[[np.ndarray], str]) -> None:
+    """Look at the losses of this epoch.
+
+    Raises:
+        FloatingPointError: names the first step whose loss is not finite, and its samples.
+    """
+    bad = torch.nonzero(~torch.isfinite(run.losses[: run.step]))
+    if len(bad):
+        step = int(bad[0])
+        rows = data.order(run.epoch)[step * data.batch_size : (step + 1) * data.batch_size]
+        raise FloatingPointError(
+            f"the loss is not finite in epoch {run.epoch + 1}, step {step + 1}, on {names(rows)}: "
+            "look at these samples, or lower --lr; the last checkpoint is from before"
+        )
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as a table, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text.getvalue())
+    temporary.replace(path)

@@ -131,12 +131,12 @@ def inside(signed_distance: np.ndarray, width: float = 1.0) -> np.ndarray:
 
 def draw_lesion(rng: np.random.Generator, number: int) -> Lesion:
     """A random glioma in the depth of either hemisphere; that of every sixth patient does not enhance."""
-    core = float(np.exp(rng.uniform(np.log(7), np.log(23))))
+    core = rng.uniform(7.5, 26)
     centre = np.zeros(3)
     while hull(centre) > -10 - 0.4 * core or distance(centre, "ventricles", "horns") < 3:
         centre = rng.uniform((12, -52, -30), (48, 52, 42))
     centre[0] *= rng.choice((-1, 1))
-    edema, rim, gadolinium = rng.uniform((4, 2.5, 0.15), (16, 5, 0.5)).tolist()
+    edema, rim, gadolinium = rng.uniform((4, 2.5, 0.15), (18, 6, 0.5)).tolist()
     return Lesion(centre, core, edema, rim, gadolinium if number % 6 else 0.0)
 
 

@@ -1,0 +1,11 @@
+"""Plain PyTorch models for brain-tumor MRI: one architecture a file, no training code, logits out.
+
+    model = models.build("attention_unet", n_filters=16)    # new
+    model = models.load("AttentionUNet")                    # published, from models/saved_models
+    model = models.load("runs/mine/AttentionUNet.safetensors")
+"""
+
+from models.registry import MODELS, build
+from models.weights import load, load_into, read_header, save
+
+__all__ = ["MODELS", "build", "load", "load_into", "read_header", "save"]

@@ -1,6 +1,6 @@
 """ClassicUNet: 3x3 convolutions, ReLU, skips that are concatenated.
 
-Ronneberger, Fischer, Brox 2015, arXiv 1505.04597; with padded convolutions and bilinear upsampling.
+Ronneberger, Fischer, Brox 2015, arXiv 1505.04597; here the convolutions are padded and upsampling is bilinear.
 """
 
 from torch import nn

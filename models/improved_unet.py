@@ -1,7 +1,7 @@
-"""ImprovedUNet: the U-Net with inverted bottlenecks instead of 3x3 convolutions, and skips that are added.
+"""ImprovedUNet: inverted bottlenecks instead of 3x3 convolutions, skips that are added.
 
-Depthwise separable convolution: Chollet 2017, arXiv 1610.02357. Large depthwise kernels before a fourfold
-expansion: Liu 2022, arXiv 2201.03545. Linear outputs of narrow blocks: Sandler 2018, arXiv 1801.04381.
+Depthwise separable convolutions: Chollet 2017, arXiv 1610.02357. A 7x7 before a fourfold expansion: Liu 2022,
+arXiv 2201.03545. Narrow blocks with a linear output: Sandler 2018, arXiv 1801.04381.
 """
 
 from torch import nn

@@ -1,11 +1,12 @@
 """The skeleton shared by ClassicUNet, ImprovedUNet and AttentionUNet.
 
-Four levels down, a bottleneck, four levels up; what a level does is left to the subclass:
+Four levels down, a bottleneck, four levels up. A subclass says what the blocks are:
 
-    image -> encoder --------------- join -> decoder -> head -> logits
-                pool               upsample
-                  encoder --- join -> decoder
-                     ...  bottleneck  ...
+    images -> encoder ------------------> join -> decoder -> head -> logits
+                 | pool           upsample |
+              encoder --------------> join -> decoder
+                 | pool           upsample |
+                ...     bottleneck        ...
 
 Ronneberger, Fischer, Brox 2015, arXiv 1505.04597.
 """
@@ -16,59 +17,61 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.layers import conv2d
+from models.layers import initialised
 
-LEVELS = 4  # each halves the size
+LEVELS = 4
 
 
 class UNet(nn.Module):
-    """A U-Net whose blocks are made by the four methods that a subclass overrides.
+    """The skeleton; a subclass overrides `encoder`, `middle`, `join` and `decoder`, which make one block each.
 
-    Level i of the encoder has n_filters * 2^i channels. Images of any size: they are padded to a multiple of
-    16 and the logits are cropped back.
+    in_channels: modalities of an image. out_channels: masks. n_filters: channels of the first level, doubled
+    at each of the next three. Raises ValueError when one of them is not positive.
     """
 
     def __init__(self, in_channels: int = 4, out_channels: int = 3, n_filters: int = 32) -> None:
-        """Raises ValueError when a number is not positive."""
         super().__init__()
         if min(in_channels, out_channels, n_filters) < 1:
             raise ValueError("in_channels, out_channels and n_filters must be positive.")
 
-        down = [in_channels, *(n_filters * 2**i for i in range(LEVELS))]  # in, n, 2n, 4n, 8n
-        up = [*reversed(down[1:]), n_filters]                             # 8n, 4n, 2n, n, n
-        self.encoders = nn.ModuleList(self.encoder(c_in, c_out) for c_in, c_out in pairwise(down))
-        self.bottleneck = self.middle(up[0])
-        self.joins = nn.ModuleList(self.join(c) for c in up[:-1])
-        self.decoders = nn.ModuleList(self.decoder(c_in, c_out) for c_in, c_out in pairwise(up))
-        self.head = conv2d(n_filters, out_channels, 1)
+        widths = [n_filters * 2**level for level in range(LEVELS)]  # n, 2n, 4n, 8n
+        down = pairwise([in_channels, *widths])
+        up = pairwise([*reversed(widths), n_filters])  # the last level keeps its width
+
+        self.encoders = nn.ModuleList(self.encoder(c_in, c_out) for c_in, c_out in down)
+        self.bottleneck = self.middle(widths[-1])
+        self.joins = nn.ModuleList(self.join(c) for c in reversed(widths))
+        self.decoders = nn.ModuleList(self.decoder(c_in, c_out) for c_in, c_out in up)
+        self.head = initialised(nn.Conv2d(n_filters, out_channels, 1))
 
     def encoder(self, in_channels: int, out_channels: int) -> nn.Module:
-        """A block (B, in, H, W) -> (B, out, H, W)."""
+        """(B, in, H, W) -> (B, out, H, W)."""
         raise NotImplementedError
 
     def middle(self, channels: int) -> nn.Module:
-        """The block at the bottom, (B, C, H, W) -> (B, C, H, W)."""
+        """(B, C, H, W) -> (B, C, H, W), at the bottom."""
         raise NotImplementedError
 
     def join(self, channels: int) -> nn.Module:
-        """A module (lower (B, C, H, W), skip (B, C, 2H, 2W)) -> what the decoder of the level reads."""
+        """Called with the lower decoder feature (B, C, H, W) and the skip (B, C, 2H, 2W)."""
         raise NotImplementedError
 
     def decoder(self, in_channels: int, out_channels: int) -> nn.Module:
-        """A block from the joined features of two `in_channels`-wide inputs to (B, out, H, W)."""
+        """What `join(in_channels)` returns -> (B, out, H, W)."""
         raise NotImplementedError
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) -> logits (B, out_channels, H, W)."""
+        """Images (B, in_channels, H, W) of any size -> logits (B, out_channels, H, W)."""
         height, width = images.shape[-2:]
-        x = pad_to_multiple(images, 2**LEVELS)
+        x = pad(images, multiple=2**LEVELS)
+
         skips = []
         for encoder in self.encoders:
-            x = encoder(x)          # (B, n * 2^i, H / 2^i, W / 2^i)
+            x = encoder(x)  # (B, n * 2^level, H / 2^level, W / 2^level)
             skips.append(x)
             x = F.max_pool2d(x, 2)
 
-        x = self.bottleneck(x)      # (B, 8n, H / 16, W / 16)
+        x = self.bottleneck(x)  # (B, 8n, H / 16, W / 16)
 
         for join, decoder in zip(self.joins, self.decoders, strict=True):
             x = join(x, skips.pop())
@@ -76,12 +79,11 @@ class UNet(nn.Module):
         return self.head(x)[..., :height, :width]
 
 
-def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Zeros on the right and at the bottom until both sides are multiples; a view of nothing added is free.
+def pad(images: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Zeros at the right and the bottom, until both sides are multiples: (B, C, H, W) -> (B, C, H', W').
 
-    Zeros, because they are the background of a normalised slice and what the convolutions see beyond the
-    edge anyway: (B, C, H, W) -> (B, C, H', W').
+    Zeros, because that is the background of a normalised slice and what the convolutions see beyond the
+    edge anyway. Images that fit are returned as they are.
     """
-    height, width = images.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
+    bottom, right = (-size % multiple for size in images.shape[-2:])
     return F.pad(images, (0, right, 0, bottom)) if bottom or right else images

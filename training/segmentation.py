@@ -27,7 +27,7 @@ from utils.evaluate import Scan, count_all, predict, score, validate
 from utils.losses import LOSSES
 from utils.train import Recipe, fit
 
-FREE = ("resume", "save_every", "data")  # options that may change when a run goes on
+FREE = ("resume", "save_every", "data", "cache", "device")  # options that may change when a run goes on
 
 
 def run(options: UNetOptions) -> None:
@@ -38,12 +38,14 @@ def run(options: UNetOptions) -> None:
         raise ValueError(f"there is nothing to resume in {folder}: leave --resume out to start it")
     store = open_data(options)
     with checkpoint.locked(folder):
-        cli.keep(options, folder, FREE)
+        split = open_split(options, store, folder / "split.json")
+        model = build_model(options)
+        cli.keep(options, folder, FREE)  # all that the user gave is good: from here on the folder is a run
+        split.save(folder / "split.json")
         if (folder / "results.md").exists():
             print(f"{folder} is finished (remove it to train again):\n\n{(folder / 'results.md').read_text()}")
             return
-        split = open_split(options, store, folder / "split.json")
-        model = train(options, folder, device, store, split)
+        model = train(options, model, store, split, device)
         finish(options, folder, model, store, split, device)
 
 
@@ -54,11 +56,11 @@ def open_data(options: UNetOptions, **preprocessing: object) -> Store:
         print(f"No data in {folder}: using the built-in phantom. Real data: put BraTS cases there (see README).")
         folder = write_phantom(ROOT / "datasets" / "phantom")
     choices: dict = {"window": options.window, "labels": options.labels, "modalities": options.modalities}
-    return open_slices(folder, ROOT / "datasets" / "cache", **(choices | preprocessing))
+    return open_slices(folder, options.cache, **(choices | preprocessing))
 
 
 def open_split(options: UNetOptions, store: Store, path: Path) -> Split:
-    """The split of this run: made at its first start, read afterwards."""
+    """The split of this run: that of its first start, if there was one."""
     if path.exists():
         split = Split.load(path)
         if split.data != store.fingerprint:
@@ -70,20 +72,21 @@ def open_split(options: UNetOptions, store: Store, path: Path) -> Split:
         split = splits.by_fold(splits.tumour_sizes(store), options.fold, options.folds, options.val, options.seed)
     else:
         split = splits.by_patient(splits.tumour_sizes(store), options.val, options.test, options.seed)
-    split = replace(split, data=store.fingerprint)
-    split.save(path)
-    return split
+    return replace(split, data=store.fingerprint)
 
 
-def train(
-    options: UNetOptions, folder: Path, device: torch.device, store: Store, split: Split, model: nn.Module | None = None
-) -> nn.Module:
-    """Fit the model that the options name (or another one, as the benchmarks do)."""
+def build_model(options: UNetOptions) -> nn.Module:
+    """The model that the options name, new or with given weights."""
     torch.manual_seed(options.seed)
-    if model is None:
-        model = models.build(options.model, n_filters=options.n_filters)
+    model = models.build(options.model, n_filters=options.n_filters)
     if options.init:
         models.load_into(model, options.init)
+    return model
+
+
+def train(options: UNetOptions, model: nn.Module, store: Store, split: Split, device: torch.device) -> nn.Module:
+    """Fit a model on the training part; the averaged model of the last epoch."""
+    folder = options.folder
     model = model.to(device).to(memory_format=torch.channels_last)
     rows = split.rows(store, "train")
     empty = (store.index["ncr"] + store.index["ed"] + store.index["et"])[rows] == 0

@@ -117,7 +117,7 @@ class Run:
             "model": self.model.state_dict(), "average": self.average.model.state_dict(),
             "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step,
             "losses": self.losses, "best": self.best, "history": self.history, "recipe": asdict(self.recipe),
-            "device": self.device.type, "torch": torch.__version__,
+            "device": self.device.type, "torch": str(torch.__version__),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

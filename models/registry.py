@@ -1,0 +1,41 @@
+"""The models by name. A model is imported when it is built, not before."""
+
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+from torch import nn
+
+MODELS = {  # the file -> the class in it
+    "classic_unet": "ClassicUNet",
+    "improved_unet": "ImprovedUNet",
+    "attention_unet": "AttentionUNet",
+}
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """A freshly initialised model: `build("attention_unet", n_filters=16)`.
+
+    The model remembers its `name` and all its `options`, defaults included. Raises ValueError, listing the
+    valid ones, for an unknown name or option.
+    """
+    options = full_options(name, **options)
+    model: Any = _class(name)(**options)
+    model.name, model.options = name, options
+    return model
+
+
+def full_options(name: str, **options: Any) -> dict[str, Any]:
+    """The options completed with the defaults of the model. Raises ValueError like `build`."""
+    valid = signature(_class(name))
+    if unknown := [option for option in options if option not in valid.parameters]:
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(valid.parameters)}.")
+    arguments = valid.bind(**options)
+    arguments.apply_defaults()
+    return dict(arguments.arguments)
+
+
+def _class(name: str) -> type[nn.Module]:
+    if name not in MODELS:
+        raise ValueError(f"There is no model {name!r}; the models are {', '.join(MODELS)}.")
+    return getattr(import_module(f"models.{name}"), MODELS[name])

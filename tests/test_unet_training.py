@@ -1,0 +1,211 @@
+"""The script as its users run it: a run, its results, going on, evaluation, and bad input in one sentence."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import models
+from tests.conftest import AFFINE, make_case, write_case
+from training import segmentation
+from training.options import UNetOptions
+from utils import cli
+
+SCRIPT = Path(__file__).parents[1] / "training" / "unet_training.py"
+
+
+@pytest.fixture
+def options(cases: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> UNetOptions:
+    """One epoch of a tiny network on the six small cases."""
+    return UNetOptions(
+        model="improved_unet", n_filters=2, data=cases, window=(48, 64), epochs=1, batch_size=8, val=0.2, test=0.3,
+        cache=tmp_path_factory.getbasetemp() / "cache", name=str(tmp_path / "run"), device="cpu",
+    )  # fmt: skip
+
+
+def command_line(options: UNetOptions) -> list[str]:
+    return [
+        "--model", options.model, "--n-filters", str(options.n_filters), "--data", str(options.data), "--window", "48",
+        "64", "--epochs", str(options.epochs), "--batch-size", "8", "--val", "0.2", "--test", "0.3", "--cache",
+        str(options.cache), "--name", str(options.name), "--device", "cpu",
+    ]  # fmt: skip
+
+
+def script(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, cwd="/", env=os.environ | more
+    )
+
+
+def test_help_needs_no_torch() -> None:
+    done = subprocess.run([sys.executable, "-X", "importtime", str(SCRIPT), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--n-filters" in done.stdout
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "tyro" in imported and not imported & {"torch", "monai", "matplotlib", "numpy", "scipy"}
+
+
+def test_a_run_from_another_folder_leaves_all_its_results(options: UNetOptions) -> None:
+    done = script(*command_line(options))
+    assert done.returncode == 0, done.stderr
+    folder = options.folder
+    left = {path.name for path in folder.iterdir()}
+    assert {"ImprovedUNet.safetensors", "history.csv", "patients.csv", "metrics.csv", "results.md", "curves.png",
+            "overlay.png", "split.json", "last.pt", "best.pt"} <= left  # fmt: skip
+    assert "| WT |" in done.stdout and "2 patients" in done.stdout
+    split = json.loads((folder / "split.json").read_text())
+    header = models.read_header(folder / "ImprovedUNet.safetensors")
+    assert header["split"]["test"] == split["test"] and header["preprocessing"]["window"] == [48, 64]
+    again = script("--name", str(options.name))  # the run remembers its options
+    assert again.returncode == 0 and "is finished" in again.stdout and "| WT |" in again.stdout
+    other = script(*command_line(options), "--lr", "0.5")
+    assert other.returncode == 2 and "lr 0.002 (not 0.5)" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_usr1_saves_and_the_same_command_goes_on(options: UNetOptions) -> None:
+    arguments = command_line(replace(options, epochs=6))
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
+    while not (options.folder / "history.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate()
+    assert process.returncode == cli.INTERRUPTED, errors
+    assert "SIGUSR1: saved at epoch" in errors and "Traceback" not in errors
+    assert not (options.folder / "results.md").exists()
+    segmentation.run(replace(options, epochs=6, resume=True))
+    whole = replace(options, epochs=6, name=f"{options.name}-whole")
+    segmentation.run(whole)
+    weights = [(run.folder / "ImprovedUNet.safetensors").read_bytes() for run in (options, whole)]
+    assert weights[0][-100_000:] == weights[1][-100_000:]  # the header names the commit only
+
+
+def test_evaluate_takes_only_patients_that_were_not_trained_on(
+    options: UNetOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segmentation.run(options)
+    trained = capsys.readouterr().out
+    weights = str(options.folder / "ImprovedUNet.safetensors")
+    asked = replace(options, evaluate=weights, name=str(tmp_path / "evaluated"))
+    segmentation.evaluate(asked)
+    evaluated = capsys.readouterr().out
+    assert "2 patients" in evaluated
+    rows = [(folder / "patients.csv").read_text().splitlines() for folder in (options.folder, asked.folder)]
+    assert [row.split(",")[0] for row in rows[0]] == [row.split(",")[0] for row in rows[1]]
+    dice = [float(line.split("|")[2].split()[0]) for line in (trained + evaluated).splitlines() if "| WT |" in line]
+    assert dice[0] == pytest.approx(dice[1], abs=0.02)  # published weights are float16
+    split = json.loads((options.folder / "split.json").read_text())
+    only_trained = tmp_path / "only_trained"
+    only_trained.mkdir()
+    for patient in split["train"]:
+        shutil.copytree(options.data / patient, only_trained / patient)
+    with pytest.raises(ValueError, match="trained on all patients"):
+        segmentation.evaluate(replace(asked, data=only_trained))
+
+
+def test_the_leaky_split_is_labelled_wherever_its_numbers_stand(options: UNetOptions) -> None:
+    leaky = replace(options, split="slice")
+    segmentation.run(leaky)
+    assert (leaky.folder / "results.md").read_text().startswith("LEAKY SPLIT")
+    assert "LEAKY" in models.read_header(leaky.folder / "ImprovedUNet.safetensors")["split"]["about"]
+    assert not (leaky.folder / "patients.csv").exists()
+    assert "leaky" in replace(leaky, name=None).folder.name
+
+
+def test_fine_tuning_starts_from_given_weights(options: UNetOptions, tmp_path: Path) -> None:
+    segmentation.run(options)
+    weights = str(options.folder / "ImprovedUNet.safetensors")
+    tuned = replace(options, init=weights, lr=0.0, weight_decay=0.0, name=str(tmp_path / "tuned"))
+    segmentation.run(tuned)
+    one, other = (models.load(run.folder / "ImprovedUNet.safetensors") for run in (options, tuned))
+    for (name, value), same in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert np.array_equal(value.detach(), same.detach()), name
+    with pytest.raises(ValueError, match=r"classic_unet|ClassicUNet"):
+        segmentation.run(replace(options, model="classic_unet", init=weights, name=str(tmp_path / "other")))
+
+
+def bad_data(folder: Path, kind: str) -> None:
+    images, labels = make_case(0)
+    case = write_case(folder, "Case_1", images, labels)
+    flair = case / "Case_1_flair.nii.gz"
+    if kind == "empty":
+        shutil.rmtree(case)
+    elif kind == "modality":
+        flair.unlink()
+    elif kind == "truncated":
+        os.truncate(flair, flair.stat().st_size // 2)
+    elif kind == "nan":
+        nib.save(nib.Nifti1Image(np.full(labels.shape, np.nan, np.float32), AFFINE), flair)
+    elif kind == "labels":
+        nib.save(nib.Nifti1Image(labels // 2 * 7, AFFINE), case / "Case_1_seg.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [("empty", "data"), ("modality", "Case_1"), ("truncated", "Case_1_flair"), ("nan", "Case_1_flair"),
+     ("labels", "Case_1_seg"), ("one patient", "more patients")],
+)  # fmt: skip
+def test_bad_data_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, options: UNetOptions, kind: str, named: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = tmp_path / "data"
+    data.mkdir()
+    bad_data(data, kind)
+    bad = replace(options, data=data, cache=tmp_path / "cache")
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *command_line(bad)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(segmentation.run, UNetOptions, None)
+    assert stop.value.code == cli.BAD_INPUT
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and named in errors[0]
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"] or (
+        kind == "one patient"
+    )
+    assert not (bad.folder / "options.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(("--resume",), "nothing to resume"), (("--fold", "0", "--folds", "9"), "6 patients cannot be dealt into 9 folds"),
+     (("--evaluate", "nowhere.safetensors"), "nowhere"), (("--data", "/nowhere"), "/nowhere"),
+     (("--init", "nowhere.safetensors"), "nowhere")],
+)  # fmt: skip
+def test_bad_options_are_one_sentence(
+    options: UNetOptions, arguments: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *command_line(options), *arguments])
+
+    def chosen(parsed: UNetOptions) -> None:
+        (segmentation.evaluate if parsed.evaluate else segmentation.run)(parsed)
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(chosen, UNetOptions, None)
+    assert stop.value.code == cli.BAD_INPUT
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.real_data
+def test_one_real_patient_from_file_to_score(real_data: Path, tmp_path: Path) -> None:
+    for patient in ("BraTS20_Training_275", "BraTS20_Training_122"):  # the first has no enhancing tumour
+        shutil.copytree(real_data / "brats" / patient, tmp_path / "data" / patient)
+    run = UNetOptions(
+        model="classic_unet", n_filters=4, data=tmp_path / "data", epochs=1, val=0.0, test=0.5, tumour_free=0.0,
+        cache=tmp_path / "cache", name=str(tmp_path / "run"), device="cpu",
+    )  # fmt: skip
+    segmentation.run(run)
+    header, row = (line.split(",") for line in (run.folder / "patients.csv").read_text().splitlines())
+    scores = dict(zip(header, row, strict=True))
+    assert scores["case"] in ("BraTS20_Training_275", "BraTS20_Training_122")
+    assert all(0 <= float(scores[f"dice_{region}"]) <= 1 for region in ("WT", "TC", "ET"))
+    if scores["case"] == "BraTS20_Training_275":  # the rule for empty regions: right or wrong, nothing between
+        assert (float(scores["dice_ET"]), float(scores["hd95_ET"])) in {(1.0, 0.0), (0.0, 373.13)}

@@ -5,7 +5,8 @@
     model = models.load("runs/mine/AttentionUNet.safetensors")
 """
 
+from models.base import Model
 from models.registry import MODELS, build
 from models.weights import load, load_into, read_header, save
 
-__all__ = ["MODELS", "build", "load", "load_into", "read_header", "save"]
+__all__ = ["MODELS", "Model", "build", "load", "load_into", "read_header", "save"]

@@ -4,7 +4,7 @@ from importlib import import_module
 from inspect import signature
 from typing import Any
 
-from torch import nn
+from models.base import Model
 
 MODELS = {  # the file -> the class in it
     "classic_unet": "ClassicUNet",
@@ -13,14 +13,14 @@ MODELS = {  # the file -> the class in it
 }
 
 
-def build(name: str, **options: Any) -> nn.Module:
+def build(name: str, **options: Any) -> Model:
     """A freshly initialised model: `build("attention_unet", n_filters=16)`.
 
     The model remembers its `name` and all its `options`, defaults included. Raises ValueError, listing the
     valid ones, for an unknown name or option.
     """
     options = full_options(name, **options)
-    model: Any = _class(name)(**options)
+    model = _class(name)(**options)
     model.name, model.options = name, options
     return model
 
@@ -35,7 +35,7 @@ def full_options(name: str, **options: Any) -> dict[str, Any]:
     return dict(arguments.arguments)
 
 
-def _class(name: str) -> type[nn.Module]:
+def _class(name: str) -> type[Model]:
     if name not in MODELS:
         raise ValueError(f"There is no model {name!r}; the models are {', '.join(MODELS)}.")
     return getattr(import_module(f"models.{name}"), MODELS[name])

@@ -17,12 +17,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.base import Model
 from models.layers import initialised
 
 LEVELS = 4
 
 
-class UNet(nn.Module):
+class UNet(Model):
     """The skeleton; a subclass overrides `encoder`, `middle`, `join` and `decoder`, which make one block each.
 
     in_channels: modalities of an image. out_channels: masks. n_filters: channels of the first level, doubled

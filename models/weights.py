@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import nn
 
+from models.base import Model
 from models.registry import MODELS, build, full_options
 
 SAVED_MODELS = Path(__file__).parent / "saved_models"
@@ -32,7 +33,7 @@ def save(model: nn.Module, path: str | Path, /, **header: Any) -> None:
     _write(Path(path), safetensors.save(tensors, metadata))
 
 
-def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> Model:
     """The model in a file, or a published one by its name, in float32 and eval mode, with its `header`.
 
     A name is that of a class or of a file of this folder: "AttentionUNet" or "attention_unet". Raises
@@ -40,7 +41,7 @@ def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> nn.Mod
     """
     path = _find(path_or_name)
     header = read_header(path)
-    model: Any = build(header["model"], **header["options"])
+    model = build(header["model"], **header["options"])
     _fill(model, path)
     model.header = header
     return model.to(device).eval()

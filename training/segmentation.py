@@ -130,7 +130,7 @@ def finish(
 def evaluate(options: UNetOptions) -> None:
     """Score published weights on the patients of --data that they were not trained on."""
     device = choose(options.device)
-    model = models.load(options.evaluate, device)
+    model = models.load(str(options.evaluate), device)
     made = model.header["preprocessing"]
     store = open_data(options, window=tuple(made["window"]), normalise=made["normalise"])
     split = Split(**model.header["split"])

@@ -28,7 +28,11 @@ def attention_maps(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]
 def _recorder(modules: list[nn.Sigmoid]) -> Iterator[list[torch.Tensor]]:
     """Yields a list that receives the output of each module, in the order in which they run."""
     outputs: list[torch.Tensor] = []
-    hooks = [module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)) for module in modules]
+
+    def record(_module: nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        outputs.append(output)
+
+    hooks = [module.register_forward_hook(record) for module in modules]
     try:
         yield outputs
     finally:

@@ -1,0 +1,108 @@
+"""The methods of `segmentation_references.py`."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from datasets.batches import Batches
+from datasets.splits import Split
+from datasets.store import Store
+from training import segmentation
+from training.options import UNetOptions
+from utils import checkpoint
+from utils.device import choose
+from utils.losses import BCE
+from utils.train import Recipe, Run, fit
+
+T1C, FLAIR = 1, 3  # channels
+
+
+def run(method: str, options: UNetOptions) -> None:
+    """Train one method and score it on the test patients of the split."""
+    if (options.folder / "results.md").exists():
+        print(f"{options.folder.name} is finished:\n\n{(options.folder / 'results.md').read_text()}")
+        return
+    if method == "predecessor":
+        options = replace(options, window=(240, 240))
+    device = choose(options.device)
+    store = segmentation.open_data(options, normalise="minmax" if method == "predecessor" else "zscore")
+    with checkpoint.locked(options.folder):
+        split = segmentation.open_split(options, store, options.folder / "split.json")
+        torch.manual_seed(options.seed)
+        model = train(method, options, store, split, device)
+        size = sum(weight.numel() for weight in model.parameters())
+        title = f"{method}, {size:,} parameters, {options.epochs} epochs, {split.about}"
+        segmentation.report(options.folder, title, model, store, split.rows(store, "test"), split.leaky, device)
+
+
+def train(method: str, options: UNetOptions, store: Store, split: Split, device: torch.device) -> nn.Module:
+    """The trained model of a method."""
+    n = options.n_filters
+    if method == "threshold":
+        return Threshold(store, split.rows(store, "train")).to(device)
+    if method == "predecessor":
+        return predecessor(options, store, split, device)
+    from monai.networks.nets import BasicUNet, SegResNet
+
+    if method == "basic_unet":
+        network: nn.Module = BasicUNet(2, 4, 3, features=(n, n, 2 * n, 4 * n, 8 * n, n))
+    else:
+        network = SegResNet(2, init_filters=n, in_channels=4, out_channels=3)
+    return segmentation.train(options, network, store, split, device)
+
+
+class Threshold(nn.Module):
+    """Edema where FLAIR is bright, enhancing tumour where T1c is; nothing else is found.
+
+    The two thresholds (standard deviations above the brain's mean) are those with the best Dice on the rows given.
+    """
+
+    def __init__(self, store: Store, rows: np.ndarray) -> None:
+        super().__init__()
+        images, labels = store.images[rows[::4]], store.targets[rows[::4]]
+        self.flair = best_threshold(images[:, FLAIR], labels > 0)
+        self.t1c = best_threshold(images[:, T1C], labels == 3)
+        print(f"thresholds: FLAIR > {self.flair:.2f}, T1c > {self.t1c:.2f}")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 4, H, W) to "logits" (B, 3, H, W)."""
+        edema = (images[:, FLAIR] > self.flair).float()
+        enhancing = 2 * (images[:, T1C] > self.t1c).float()  # above edema where both are
+        return torch.stack([torch.zeros_like(edema), edema, enhancing], dim=1)
+
+
+def best_threshold(values: np.ndarray, truth: np.ndarray) -> float:
+    """The threshold with the best Dice of `values > threshold` against `truth`."""
+
+    def dice(threshold: float) -> float:
+        found = values > threshold
+        return 2 * np.count_nonzero(found & truth) / (np.count_nonzero(found) + np.count_nonzero(truth))
+
+    return float(max(np.arange(0, 5, 0.1), key=dice))
+
+
+@dataclass(frozen=True)
+class ExponentialRecipe(Recipe):
+    """The learning rate falls by a factor an epoch; no warm-up, no clipping, no average."""
+
+    clip: float = float("inf")
+    ema: float = 0.0
+
+    def factor(self, progress: float) -> float:
+        return 0.9 ** int(progress * self.epochs * (1 - 1e-9))
+
+
+def predecessor(options: UNetOptions, store: Store, split: Split, device: torch.device) -> nn.Module:
+    """ClassicUNet, trained as described in `segmentation_references.py`."""
+    model = models.build("classic_unet", n_filters=options.n_filters).to(device)
+    rows = split.rows(store, "train")
+    empty = (store.index["ncr"] + store.index["ed"] + store.index["et"])[rows] == 0
+    data = Batches(store, rows, options.batch_size, device, options.seed, empty, options.tumour_free)
+
+    def with_adam(run: Run) -> None:
+        run.optimizer = torch.optim.Adam(run.model.parameters(), lr=2e-3, weight_decay=1e-2)
+
+    return fit(model, data, BCE(), ExponentialRecipe(options.epochs, lr=2e-3), options.folder, prepare=with_adam)

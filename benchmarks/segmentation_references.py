@@ -1,0 +1,43 @@
+"""What our U-Nets are to be compared with: the same patients, epochs, data path and scoring, other methods.
+
+    python benchmarks/segmentation_references.py --data FOLDER --fold 0 --folds 3 --methods basic_unet segresnet
+
+threshold     FLAIR and T1c thresholds, chosen on the training patients: what needs no network
+basic_unet    MONAI's BasicUNet, trained with our recipe
+segresnet     MONAI's 2-D SegResNet (Myronenko 2018, arXiv 1810.11654), trained with our recipe
+predecessor   ClassicUNet as many public projects train it: 240 x 240, each slice min-max scaled, cross-entropy, Adam
+              2e-3 with weight decay 1e-2, learning rate x 0.9 an epoch, no augmentation, last weights
+
+Results go to runs/reference_METHOD...; finished ones are not repeated.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from training.options import UNetOptions
+from utils import cli
+
+METHODS = ("threshold", "basic_unet", "segresnet", "predecessor")
+
+
+@dataclass(frozen=True)
+class Options(UNetOptions):
+    """The recipe of `training/unet_training.py`, for other methods."""
+
+    methods: tuple[Literal["threshold", "basic_unet", "segresnet", "predecessor"], ...] = METHODS
+
+
+def main(options: Options) -> None:
+    from benchmarks import references
+
+    for method in options.methods:
+        fold = "" if options.fold is None else f"_fold{options.fold}of{options.folds}"
+        references.run(method, replace(options, name=f"reference_{method}{fold}"))
+
+
+if __name__ == "__main__":
+    cli.main(main, Options, __doc__)

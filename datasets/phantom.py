@@ -12,6 +12,7 @@ in BraTS. Shapes are computed in a box around the brain, in mm from its centre a
 """
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -68,7 +69,7 @@ ELLIPSOIDS: dict[str, list[tuple[tuple[float, ...], tuple[float, ...]]]] = {  # 
     "brainstem": [((0, 18, -34), (18, 14, 18)), ((0, 24, -56), (12, 11, 26)), ((0, 10, -14), (17, 12, 16))],
     "callosum": [((0, 2, 6), (30, 38, 20))],  # with all below it: here the hemispheres are joined
     "deep": [((17, -22, 10), (6, 11, 10)), ((27, -4, 3), (7, 19, 11)), ((11, 10, 6), (9, 15, 9))],
-    "sylvian": [((54, -16, 0), (18, 1.6, 10)), ((38, -8, 2), (2.2, 20, 9))],
+    "sylvian": [((61, -20, 0), (9, 1.6, 9)), ((47, -15, 1), (9, 1.8, 10)), ((38, -6, 2), (2.2, 18, 9))],
     "horns": [((9, -22, 10), (5, 15, 7)), ((23, 44, 5), (4, 15, 5)), ((32, 8, -16), (3, 18, 4))],
     "ventricles": [((10, 2, 18), (6, 24, 6)), ((20, 28, 11), (7, 12, 9)), ((0, 4, 2), (2.2, 14, 11)),
                    ((0, 33, -42), (8, 6, 10))],
@@ -144,7 +145,7 @@ def deform(rng: np.random.Generator, lesion: Lesion) -> tuple[np.ndarray, np.nda
     """Where each coarse voxel of this patient lies in the table of ellipsoids, without and with the tumour's mass
     effect: two float32 arrays (3, 76, 96, 76) in mm."""
     grid = np.stack(np.meshgrid(*(2 * np.arange(n, dtype=np.float32) + 1 - n for n in COARSE), indexing="ij"))
-    grid += np.stack([2.5 * smooth_noise(rng, COARSE, 4) + 0.6 * smooth_noise(rng, COARSE, 2) for _ in grid])
+    grid += np.stack([2.5 * smooth_noise(rng, COARSE, 4) + smooth_noise(rng, COARSE, 2) for _ in grid])
     grid /= column(rng.uniform(0.94, 1.02, 3))
     grid[0] /= 1 + 0.0012 * grid[1]  # narrower in front
     away, reach = grid - column(lesion.centre), lesion.core + 8
@@ -308,19 +309,22 @@ def write_hdf5(folder: Path, number: int, images: np.ndarray, labels: np.ndarray
     NCR, ED and ET."""
     import h5py
 
+    folder.mkdir(parents=True, exist_ok=True)
     masks = np.stack([labels == value for value in (NCR, ED, ET)]).astype(np.uint8)
     for m in range(labels.shape[2]):
-        with h5py.File(folder / f"volume_{number}_slice_{m}.h5", "w") as file:
+        content = io.BytesIO()  # HDF5 itself would crash on a full disk instead of raising OSError
+        with h5py.File(content, "w") as file:
             for name, stack in (("image", images), ("mask", masks)):
                 data = np.ascontiguousarray(np.moveaxis(stack[..., m], 0, -1))  # (240, 240, channels)
                 file.create_dataset(name, data=data, chunks=data.shape, shuffle=True, compression="lzf")
+        (folder / f"volume_{number}_slice_{m}.h5").write_bytes(content.getbuffer())
 
 
 def write_nifti(folder: Path, case: str, images: np.ndarray, labels: np.ndarray) -> None:
     """Write {case}/{case}_{t1,t1ce,t2,flair,seg}.nii.gz as in BraTS: int16 and for seg uint8, (240, 240, 155)."""
     import nibabel as nib
 
-    (folder / case).mkdir()
+    (folder / case).mkdir(parents=True, exist_ok=True)
     volumes = dict(zip(SEQUENCES, images.astype(np.int16), strict=True)) | {"seg": labels.astype(np.uint8)}
     for name, volume in volumes.items():
         content = gzip.compress(nib.Nifti1Image(volume, AFFINE).to_bytes(), compresslevel=1, mtime=0)

@@ -50,7 +50,10 @@ class Split:
         return np.flatnonzero(np.isin(members(store, self.unit), getattr(self, part)))
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1))
+        """Write the split, whole or not at all."""
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(asdict(self), indent=1))
+        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Split":

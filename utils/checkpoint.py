@@ -4,7 +4,6 @@ A checkpoint is written to a temporary file, fsync'd and renamed; the previous o
 warning when the newest is damaged.
 """
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from utils.files import replacing
+
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint; the one that stood at `path` becomes `<name>.previous`.
@@ -21,19 +22,13 @@ def save(state: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: no space left, say. What stood there before is untouched, and no temporary file remains.
     """
-    temporary = path.with_suffix(".part")
     try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            path.replace(_previous(path))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+            if path.exists():
+                path.replace(_previous(path))
     except RuntimeError as error:  # torch reports a failed write so
         raise OSError(f"{path} could not be written (is the disk full?): free some space and resume") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any] | None:

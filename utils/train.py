@@ -6,7 +6,6 @@ either, and a resumed run is the uninterrupted one: bit for bit on the CPU.
 
 import copy
 import csv
-import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from utils import checkpoint
 from utils.device import autocast
+from utils.files import replacing
 from utils.signals import Interrupted, StopRequest
 
 READ_EVERY = 10  # steps between two looks at the losses on the device
@@ -215,7 +215,7 @@ def train_one_epoch(
             check_finite(run, data, names)
             passed = time.monotonic() - began
             speed, loss = (run.step - first) * data.batch_size / passed, run.losses[: run.step].mean().item()
-            bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f}/s, waiting {waited / passed:.0%}", refresh=False)
+            bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} samples/s, waiting {waited / passed:.0%}", refresh=False)
         due = time.monotonic() - saved > run.recipe.save_every * 60
         if stop or due:
             check_finite(run, data, names)
@@ -246,11 +246,8 @@ def check_finite(run: Run, data: Data, names: Callable[[np.ndarray], str]) -> No
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as a table, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text.getvalue())
-    temporary.replace(path)
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})

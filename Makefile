@@ -2,7 +2,7 @@
 # make test:  environment, all tests that need no real data
 PYTHON ?= python3
 BIN := .venv/bin
-QUICK := --model improved_unet --n-filters 8 --epochs 10 --name quick
+QUICK := --model classic_unet --n-filters 8 --epochs 6 --batch-size 8 --name quick
 
 .PHONY: train test lint real-data
 

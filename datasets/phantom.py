@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from scipy import ndimage
 
-VERSION = 1  # raise it when the arrays change: data sets of another version are written anew
+VERSION = 2  # raise it when the arrays change: data sets of another version are written anew
 SHAPE = (240, 240, 155)
 BOX = (slice(44, 196), slice(29, 221), slice(0, 152))  # where in SHAPE the brain lies
 COARSE = (76, 96, 76)  # the box at 2 mm, where shapes are computed
@@ -55,7 +55,7 @@ TISSUES = {
     "csf": Tissue(4300, 1890, 1.00),
     "blood": Tissue(1932, 275, 0.85),
     "wmh": Tissue(1150, 125, 0.80),
-    "ed": Tissue(1450, 160, 0.86),
+    "ed": Tissue(1450, 175, 0.86),
     "et": Tissue(1500, 130, 0.85),
     "ncr": Tissue(2300, 220, 0.92),
 }
@@ -277,7 +277,7 @@ def scan(rng: np.random.Generator, brain: np.ndarray, tissues: Maps, gadolinium:
     """T1, T1c, T2 and FLAIR with bias field and Rician noise: whole numbers, float32 (4, voxels of the brain)."""
     table, dose = dict(TISSUES), {"et": gadolinium, "blood": 0.5}
     for name in ("ed", "et", "ncr"):  # no two tumours are alike
-        t1, t2 = rng.normal(1, 0.08, 2).tolist()
+        t1, t2 = rng.normal(1, 0.06, 2).tolist()
         table[name] = Tissue(table[name].t1 * t1, table[name].t2 * t2, table[name].pd)
     images = np.zeros((4, np.count_nonzero(brain)), dtype=np.float32)
     texture = 1 + 0.025 * smooth_noise(rng, brain.shape, 2)[brain]
@@ -386,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     def phantom(
-        folder: tyro.conf.Positional[Path] = Path(__file__).parent / "segmentation" / "phantom",
+        folder: tyro.conf.Positional[Path] = Path(__file__).parent / "phantom",
         patients: int = 20,
         seed: int = 0,
         layout: Layout = "hdf5",

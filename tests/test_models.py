@@ -158,14 +158,13 @@ def test_bf16_autocast_is_finite(name: str) -> None:
 @pytest.mark.slow
 @every_unet
 def test_compiled_equals_eager(name: str) -> None:
-    eager = make(name)
+    eager = make(name, n_filters=2).double()  # training on few pixels amplifies the rounding of float32
     compiled = torch.compile(copy.deepcopy(eager))
-    images = batch(2, 4, 37, 32)
-    assert torch.allclose(compiled(images), eager(images), atol=1e-4)
+    images = batch(2, 4, 37, 32).double()
     expected = gradients(eager, images)
     for key, gradient in gradients(compiled, images).items():
-        wanted = expected[key.removeprefix("_orig_mod.")]
-        assert torch.allclose(gradient, wanted, atol=1e-4, rtol=1e-3), key
+        assert torch.allclose(gradient, expected[key.removeprefix("_orig_mod.")]), key
+    assert torch.allclose(compiled(images), eager(images))
 
 
 # ---- the quick convolution

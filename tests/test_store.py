@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import brats, slices, store
+from datasets import brats, phantom, slices, store
 from tests.conftest import make_case, write_case
 
 WINDOW = (48, 64)
@@ -148,6 +148,17 @@ def test_a_large_brain_enlarges_the_window(cases: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     slices.open_slices(cases, tmp_path, window=(16, 16))
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_hdf5_and_nifti_of_a_patient_give_the_same_store(tmp_path: Path) -> None:
+    images, labels = phantom.make_patient(seed=0, number=3)
+    phantom.write_hdf5(tmp_path / "hdf5", 3, images, labels)
+    phantom.write_nifti(tmp_path / "nifti", "volume_3", images, labels)
+    one, other = (slices.open_slices(tmp_path / layout, tmp_path / "cache") for layout in ("hdf5", "nifti"))
+    np.testing.assert_array_equal(one.images, other.images)
+    np.testing.assert_array_equal(one.targets, other.targets)
+    assert one.fingerprint == other.fingerprint and one.info == other.info
+    assert set(np.unique(one.targets)) <= {0, 1, 2, 3} and (one.targets > 0).sum() == (labels > 0).sum()
 
 
 def test_a_bad_case_among_good_ones_stops_the_build(cases: Path, tmp_path: Path) -> None:

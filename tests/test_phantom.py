@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from datasets import phantom
-from datasets.phantom import BOX, ED, ET, NCR, TISSUES, Tissue
+from datasets import mri_signal, phantom
+from datasets.mri_signal import TISSUES, Tissue
+from datasets.phantom_anatomy import BOX, ED, ET, NCR
 
 
 class Patient(NamedTuple):
@@ -40,28 +41,28 @@ def medians(patient: Patient) -> dict[str, np.ndarray]:
 
 def test_spin_echo_by_hand() -> None:
     tissue = Tissue(t1=1000, t2=100, pd=0.8)
-    assert phantom.spin_echo(tissue, tr=1000 * math.log(2), te=100 * math.log(2)) == pytest.approx(0.2)
+    assert mri_signal.spin_echo(tissue, tr=1000 * math.log(2), te=100 * math.log(2)) == pytest.approx(0.2)
 
 
 def test_inversion_recovery_by_hand() -> None:
     tissue = Tissue(t1=1000, t2=100, pd=1.0)  # (1 - 2 / 2 + 1 / 4) / 2
     tr, te, ti = 1000 * math.log(4), 100 * math.log(2), 1000 * math.log(2)
-    assert phantom.inversion_recovery(tissue, tr, te, ti) == pytest.approx(0.125)
+    assert mri_signal.inversion_recovery(tissue, tr, te, ti) == pytest.approx(0.125)
 
 
 def test_null_time_nulls() -> None:
     csf = TISSUES["csf"]
-    ti = phantom.null_time(csf.t1, tr=9000)
+    ti = mri_signal.null_time(csf.t1, tr=9000)
     assert 2400 < ti < 2600  # as on scanners
-    assert phantom.inversion_recovery(csf, 9000, 120, ti) == pytest.approx(0, abs=1e-9)
+    assert mri_signal.inversion_recovery(csf, 9000, 120, ti) == pytest.approx(0, abs=1e-9)
 
 
 def test_gadolinium_shortens_t1_in_t1c_only() -> None:
     tissue = Tissue(t1=1000, t2=100, pd=1.0)  # 1 / s + 4 / mM / s * 0.25 mM = 2 / s
-    assert phantom.enhance(tissue, 0.25) == Tissue(500, 100, 1.0)
-    assert phantom.signal(tissue, "t1ce", 0.25) > 1.2 * phantom.signal(tissue, "t1ce")
+    assert mri_signal.enhance(tissue, 0.25) == Tissue(500, 100, 1.0)
+    assert mri_signal.signal(tissue, "t1ce", 0.25) > 1.2 * mri_signal.signal(tissue, "t1ce")
     for modality in ("t1", "t2", "flair"):
-        assert phantom.signal(tissue, modality, 0.25) == phantom.signal(tissue, modality)
+        assert mri_signal.signal(tissue, modality, 0.25) == mri_signal.signal(tissue, modality)
 
 
 def test_textbook_contrasts(medians: dict[str, np.ndarray]) -> None:

@@ -22,7 +22,7 @@ from datasets.splits import Split
 from datasets.store import Store
 from training.options import ROOT, UNetOptions
 from utils import checkpoint, cli, metrics, plots, results
-from utils.device import best_precision, choose
+from utils.device import best_precision, choose, keep_freed_memory
 from utils.evaluate import Scan, count_all, predict, score, validate
 from utils.losses import LOSSES
 from utils.train import Recipe, fit
@@ -86,12 +86,14 @@ def build_model(options: UNetOptions) -> nn.Module:
 
 def train(options: UNetOptions, model: nn.Module, store: Store, split: Split, device: torch.device) -> nn.Module:
     """Fit a model on the training part; the averaged model of the last epoch."""
+    keep_freed_memory()
     folder = options.folder
     model = model.to(device).to(memory_format=torch.channels_last)
     rows = split.rows(store, "train")
     empty = (store.index["ncr"] + store.index["ed"] + store.index["et"])[rows] == 0
     data = Batches(store, rows, options.batch_size, device, options.seed, empty, options.tumour_free, Augmentation())
-    watched = Batches(store, split.rows(store, "val"), options.batch_size, device)
+    mixed = np.random.default_rng(0).permutation(split.rows(store, "val"))  # so that each batch shows some tumour
+    watched = Batches(store, mixed, options.batch_size, device)
     precision = best_precision(device) if options.precision == "auto" else options.precision
     criterion = LOSSES[options.loss]()
     recipe = Recipe(

@@ -1,9 +1,13 @@
 """Where to compute, and how precisely."""
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose(name: str) -> torch.device:
@@ -17,6 +21,20 @@ def choose(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory of freed tensors for the next step, as a GPU's allocator does (Linux's glibc).
+
+    Otherwise every large activation goes back to the kernel and is zeroed anew page by page: a third of a training step
+    of ImprovedUNet on a CPU. The price is about 13 % more memory at the peak.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # musl has none
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def best_precision(device: torch.device) -> str:

@@ -14,6 +14,7 @@ from training import segmentation
 from training.options import UNetOptions
 from utils import checkpoint
 from utils.device import choose
+from utils.files import write_text
 from utils.losses import BCE
 from utils.train import Recipe, Run, fit
 
@@ -22,8 +23,8 @@ T1C, FLAIR = 1, 3  # channels
 
 def run(method: str, options: UNetOptions) -> None:
     """Train one method and score it on the test patients of the split."""
-    if (options.folder / "results.md").exists():
-        print(f"{options.folder.name} is finished:\n\n{(options.folder / 'results.md').read_text()}")
+    if (options.folder / segmentation.RESULTS).exists():
+        print(f"{options.folder.name} is finished:\n\n{(options.folder / segmentation.RESULTS).read_text()}")
         return
     if method == "predecessor":
         options = replace(options, window=(240, 240))
@@ -35,7 +36,10 @@ def run(method: str, options: UNetOptions) -> None:
         model = train(method, options, store, split, device)
         size = sum(weight.numel() for weight in model.parameters())
         title = f"{method}, {size:,} parameters, {options.epochs} epochs, {split.about}"
-        segmentation.report(options.folder, title, model, store, split.rows(store, "test"), split.leaky, device)
+        text, _ = segmentation.report(
+            options.folder, title, model, store, split.rows(store, "test"), split.leaky, device
+        )
+        write_text(options.folder / segmentation.RESULTS, text)
 
 
 def train(method: str, options: UNetOptions, store: Store, split: Split, device: torch.device) -> nn.Module:

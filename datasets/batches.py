@@ -24,6 +24,7 @@ class Batches:
         rare: (n,) bool, True for rows of which an epoch draws only a share (such as tumour-free slices).
         share: at most this share of an epoch's samples are rare ones.
         augment: called as augment(images, targets, generator) on the device.
+        resident: keep the whole store in the memory of a GPU, if it fits: for what is read many times.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Batches:
         rare: np.ndarray | None = None,
         share: float = 1.0,
         augment: Augment | None = None,
+        resident: bool = False,
     ) -> None:
         self.store, self.rows, self.batch_size, self.device = store, rows, batch_size, device
         self.seed, self.augment = seed, augment
@@ -44,7 +46,7 @@ class Batches:
         wanted = round(share * len(self.common) / (1 - share)) if share < 1 else len(self.rare)
         self.drawn = min(wanted, len(self.rare))
         self.images, self.targets = torch.from_numpy(store.images), torch.from_numpy(store.targets)
-        if self._fits():
+        if resident and self._fits():
             self.images, self.targets = self.images.to(device), self.targets.to(device)
 
     def _fits(self) -> bool:

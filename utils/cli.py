@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from utils.files import replacing
+from utils.files import write_text
 from utils.signals import Interrupted
 
 
@@ -62,8 +62,7 @@ def keep(options: Any, folder: Path, free: tuple[str, ...] = ()) -> None:
     """
     path = folder / SAVED
     if not path.exists():
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(options), indent=1, default=str))
+        write_text(path, json.dumps(dataclasses.asdict(options), indent=1, default=str))
         return
     saved = load(type(options), path)
     names = [field.name for field in dataclasses.fields(options) if field.name not in free]

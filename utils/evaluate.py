@@ -1,5 +1,6 @@
 """Honest evaluation of segmentation: integer counts over slices, and Dice and HD95 per patient in 3-D."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +61,15 @@ def count_all(model: nn.Module, batches: Iterable[Batch], classes: int, precisio
     return torch.stack(found).sum(dim=0).cpu()
 
 
-def volumes(model: nn.Module, scan: Scan, precision: str = "fp32") -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true label volumes (H, W, Z) of one scan; slices that it lacks are background."""
+def segment(
+    model: nn.Module, scan: Scan, precision: str = "fp32", min_volume: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true label volumes (H, W, Z) of one scan; slices that it lacks are background.
+
+    Args:
+        min_volume: pieces of predicted tumour smaller than this (mm^3) are removed.
+    """
+    model.eval()
     found = [
         (metrics.to_labels(predict(model, images, precision)).cpu(), labels.cpu()) for images, labels in scan.batches
     ]
@@ -73,7 +81,8 @@ def volumes(model: nn.Module, scan: Scan, precision: str = "fp32") -> tuple[np.n
         volume[..., scan.slices] = np.moveaxis(flat, 0, -1)
         return volume
 
-    return stack([predicted for predicted, _ in found]), stack([true for _, true in found])
+    predicted, true = stack([predicted for predicted, _ in found]), stack([true for _, true in found])
+    return metrics.keep_large(predicted, math.ceil(min_volume / math.prod(scan.spacing))), true
 
 
 def score(
@@ -82,23 +91,21 @@ def score(
     classes: Sequence[str],
     regions: Mapping[str, Sequence[int]],
     precision: str = "fp32",
-    min_voxels: int = 0,
+    min_volume: float = 0.0,
 ) -> tuple[list[dict[str, Any]], torch.Tensor]:
     """Score each scan in 3-D.
 
     Args:
         regions: name -> label codes, such as WT: (1, 2, 3).
-        min_voxels: predicted tumour components smaller than this are removed first.
+        min_volume: pieces of predicted tumour smaller than this (mm^3) are removed first.
 
     Returns:
         A row a scan (case, patient, Dice and HD95 in mm of each region), and the counts (classes, 4) over all scans.
     """
-    model.eval()
     rows: list[dict[str, Any]] = []
     counts = torch.zeros(len(classes), 4, dtype=torch.int64)
     for scan in tqdm(scans, desc="evaluating", unit="case", dynamic_ncols=True):
-        predicted, true = volumes(model, scan, precision)
-        predicted = metrics.keep_large(predicted, min_voxels)
+        predicted, true = segment(model, scan, precision, min_volume)
         counts += metrics.count(torch.from_numpy(predicted)[None], torch.from_numpy(true)[None], len(classes))
         scores = metrics.region_scores(predicted, true, scan.spacing, regions)
         rows.append({"case": scan.case, "patient": scan.patient, **scores})

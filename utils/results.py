@@ -38,7 +38,7 @@ def write(
     folder: Path, title: str, rows: Sequence[dict[str, Any]], counts: torch.Tensor, classes: Sequence[str],
     regions: Sequence[str],
 ) -> str:  # fmt: skip
-    """Write metrics.csv, patients.csv (where cases were scored in 3-D) and, last, results.md; returns its text."""
+    """Write metrics.csv and patients.csv (where cases were scored in 3-D); returns both as Markdown tables."""
     flat = metrics.row(counts, classes)
     names = [*classes, "mean"]
     table = [{"metric": m, **{name: flat[f"{m}_{name}"] for name in names}} for m in metrics.ratios(counts)]
@@ -47,9 +47,7 @@ def write(
     if rows:
         write_csv(folder / "patients.csv", rows)
         parts.append(region_table(rows, regions))
-    text = "\n\n".join(parts) + "\n"
-    (folder / "results.md").write_text(text)
-    return text
+    return "\n\n".join(parts) + "\n"
 
 
 def headline(rows: Sequence[Mapping[str, Any]], counts: torch.Tensor, classes: Sequence[str]) -> dict[str, float]:

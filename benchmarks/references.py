@@ -35,7 +35,8 @@ def run(method: str, options: UNetOptions) -> None:
         torch.manual_seed(options.seed)
         model = train(method, options, store, split, device)
         size = sum(weight.numel() for weight in model.parameters())
-        title = f"{method}, {size:,} parameters, {options.epochs} epochs, {split.about}"
+        trained = f"{options.epochs} epochs, " if size else ""
+        title = f"{method}, {size:,} parameters, {trained}{split.about}"
         text, _ = segmentation.report(
             options.folder, title, model, store, split.rows(store, "test"), split.leaky, device
         )

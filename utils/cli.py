@@ -45,7 +45,7 @@ def main(function: Callable[[Options], None], kind: type[Options], description: 
         print(f"{stop}; the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
-        print("stopped before the training began; the same command starts again", file=sys.stderr)
+        print("stopped; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("TRACEBACK"):

@@ -189,8 +189,8 @@ def fit(
             if score in row and row[score] > run.best:
                 run.best = row[score]
                 checkpoint.save({"average": run.average.model.state_dict(), "row": row}, folder / "best.pt")
-            checkpoint.save(run.state_dict(), folder / "last.pt")
             write_csv(folder / "history.csv", run.history)
+            checkpoint.save(run.state_dict(), folder / "last.pt")
             for name, value in row.items():
                 board.add_scalar(name, value, run.epoch)
     return run.average.model

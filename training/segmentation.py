@@ -156,7 +156,7 @@ def evaluate(options: UNetOptions) -> None:
 
 def report(
     folder: Path, title: str, model: nn.Module, store: Store, rows: np.ndarray, leaky: bool, device: torch.device
-) -> tuple[str, dict[str, float]]:
+) -> tuple[str, dict[str, dict[str, float]]]:
     """Score rows of the store: whole patients in 3-D, or, for a leaky split's stray slices, counts alone.
 
     Writes the tables as CSV and the overlay; returns the tables as text, and the headline scores.

@@ -50,10 +50,13 @@ def write(
     return "\n\n".join(parts) + "\n"
 
 
-def headline(rows: Sequence[Mapping[str, Any]], counts: torch.Tensor, classes: Sequence[str]) -> dict[str, float]:
-    """The numbers that go into the header of published weights: means over patients, and Dice from counts."""
-    flat = {name: value for name, value in metrics.row(counts, classes).items() if name.startswith("dice_")}
-    return flat | ({name: found[0] for name, found in summary(rows).items()} if rows else {})
+def headline(
+    rows: Sequence[Mapping[str, Any]], counts: torch.Tensor, classes: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """The numbers for the header of published weights: Dice of the classes over all slices, means over patients."""
+    slices = {name: value for name, value in metrics.row(counts, classes).items() if name.startswith("dice_")}
+    patients = {name: found[0] for name, found in summary(rows).items()} if rows else {}
+    return {"slices": slices, "patients": patients}
 
 
 def best_median_worst(rows: Sequence[Mapping[str, Any]], score: str = "dice_WT") -> dict[str, Mapping[str, Any]]:

@@ -12,7 +12,7 @@ from datasets.splits import Split
 from datasets.store import Store
 from training import segmentation
 from training.options import UNetOptions
-from utils import checkpoint
+from utils import checkpoint, cli
 from utils.device import choose
 from utils.files import write_text
 from utils.losses import BCE
@@ -32,6 +32,8 @@ def run(method: str, options: UNetOptions) -> None:
     store = segmentation.open_data(options, normalise="minmax" if method == "predecessor" else "zscore")
     with checkpoint.locked(options.folder):
         split = segmentation.open_split(options, store, options.folder / "split.json")
+        cli.keep(options, options.folder, segmentation.FREE)
+        split.save(options.folder / "split.json")
         torch.manual_seed(options.seed)
         model = train(method, options, store, split, device)
         size = sum(weight.numel() for weight in model.parameters())

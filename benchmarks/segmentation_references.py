@@ -18,7 +18,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.options import UNetOptions
+from training.options import ROOT, UNetOptions
 from utils import cli
 
 METHODS = ("threshold", "basic_unet", "segresnet", "predecessor")
@@ -27,6 +27,11 @@ METHODS = ("threshold", "basic_unet", "segresnet", "predecessor")
 @dataclass(frozen=True)
 class Options(UNetOptions):
     """The recipe of `training/unet_training.py`, for other methods."""
+
+    @property
+    def folder(self) -> Path:
+        """runs/reference_METHOD, each method its own."""
+        return super().folder if self.name else ROOT / "runs" / "references"
 
     methods: tuple[Literal["threshold", "basic_unet", "segresnet", "predecessor"], ...] = METHODS
 

@@ -41,6 +41,8 @@ def zscore(images: np.ndarray, brain: np.ndarray) -> np.ndarray:
     for modality, values in zip(out, images, strict=True):
         inside = values[brain]
         mean, deviation = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
+        if not deviation > 0:
+            raise ValueError("a modality is constant inside the brain")
         modality[brain] = np.clip((inside - mean) / deviation, -LIMIT, LIMIT)
     return out
 
@@ -108,7 +110,11 @@ def prepare(case: brats.Case, window: Sequence[int] = WINDOW, normalise: str = "
     brain = case.brain
     start = window_start(brain | (case.labels > 0), window, case.case)
     kept = np.flatnonzero(brain.any(axis=(0, 1)))
-    images = crop(NORMALISE[normalise](case.images, brain), start, window)[..., kept]
+    try:
+        normalised = NORMALISE[normalise](case.images, brain)
+    except ValueError as error:
+        raise ValueError(f"{case.case}: {error}; is one of its files a mask? Replace or remove the case") from error
+    images = crop(normalised, start, window)[..., kept]
     labels = crop(case.labels, start, window)[..., kept]
     counts = [(labels == code).sum(axis=(0, 1)) for code in (1, 2, 3)]
     rows = [
@@ -136,7 +142,9 @@ def open_slices(
     Raises:
         ValueError, FileNotFoundError: bad input, see `brats.find_cases` and `brats.read_case`.
     """
-    sources = brats.find_cases(folder)
+    sources = [source for source in brats.find_cases(folder) if not _unlabelled(source)]
+    for source in sources:
+        source.check()  # what the names alone show, before minutes of decoding
     paths = [path for source in sources for path in source.paths()]
 
     def read(source: brats.Source) -> store.Block:
@@ -145,7 +153,7 @@ def open_slices(
     def produce() -> Iterator[store.Block]:
         bar = tqdm(total=len(sources), desc=f"storing {folder.name}", unit="case", dynamic_ncols=True)
         with bar:
-            for block in _ahead(read, sources, min(cpu_count() or 1, 8)):
+            for block in _ahead(read, sources, min(cpu_count() or 1, 4)):
                 yield block
                 bar.update()
 
@@ -156,6 +164,11 @@ def open_slices(
         except WindowTooSmall as error:
             window = error.needed
             print(f"{error}: taking {window[0]} x {window[1]}", flush=True)
+
+
+def _unlabelled(source: brats.Source) -> bool:
+    """A test image of the Decathlon, which comes without labels."""
+    return source.layout == "msd" and any(path.parent.name == "imagesTs" for path in source.paths())
 
 
 def _ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
+TEXT = ("case", "patient")  # columns of an index that are names; all others are whole numbers
 VERSION = 1  # raise it when the arrays' meaning changes: older stores are then built anew
 
 
@@ -102,9 +103,9 @@ def _open(folder: Path) -> Store | None:
         images = np.load(folder / "images.npy", mmap_mode="c")
         targets = np.load(folder / "targets.npy", mmap_mode="c")
         index = _read_columns(folder / "index.csv")
-    except (OSError, ValueError, KeyError):
-        return None
-    if not len(images) == len(targets) == len(next(iter(index.values()))):
+        if not len(images) == len(targets) == len(next(iter(index.values()))):
+            return None
+    except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration):
         return None
     return Store(folder, images, targets, index, about["info"], about["options"])
 
@@ -190,11 +191,10 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
-    return {name: _column([row[name] for row in rows]) for name in reader.fieldnames or ()}
+    return {name: _column(name, [row[name] for row in rows]) for name in reader.fieldnames or ()}
 
 
-def _column(values: list[str]) -> np.ndarray:
-    try:
-        return np.array([int(value) for value in values])
-    except ValueError:
+def _column(name: str, values: list[str]) -> np.ndarray:
+    if name in TEXT:  # 001 and 1 are two patients
         return np.array(values)
+    return np.array([int(value) for value in values])

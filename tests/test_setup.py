@@ -20,10 +20,9 @@ def test_the_conda_environment_installs_what_pyproject_lists() -> None:
 def test_every_dependency_is_used() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {requirement.split(">=")[0].replace("-", "_") for requirement in project["dependencies"]}
-    modules = {"scikit_learn": "sklearn"}
     code = "\n".join(path.read_text() for folder in ("datasets", "models", "training", "utils", "tests", "benchmarks")
                      for path in (ROOT / folder).glob("*.py"))  # fmt: skip
-    unused = {name for name in names if modules.get(name, name) not in code}
+    unused = {name for name in names if name not in code}
     assert not unused
 
 

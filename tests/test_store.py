@@ -52,7 +52,14 @@ def test_built_once_and_anew_when_sources_or_options_change(tmp_path: Path) -> N
     assert build({"a": 1}).folder != first.folder and len(calls) == 3
 
 
-@pytest.mark.parametrize("damage", ["version", "truncated", "no index", "half"])
+def test_names_of_digits_stay_names(tmp_path: Path) -> None:
+    block = store.Block(np.zeros((2, 1, 2, 2), np.float16), np.zeros((2, 2, 2), np.uint8),
+                        [{"case": "001", "patient": "001", "slice": 0}, {"case": "1", "patient": "1", "slice": 0}], {})
+    index = store.open_or_build(tmp_path, "toy", [], {}, lambda: iter([block])).index  # fmt: skip
+    assert index["patient"].tolist() == ["001", "1"] and index["slice"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("damage", ["version", "truncated", "empty", "no index", "half"])
 def test_an_old_or_damaged_store_is_built_again(tmp_path: Path, damage: str) -> None:
     folder = store.open_or_build(tmp_path, "toy", [], {}, blocks).folder
     if damage == "version":
@@ -60,6 +67,8 @@ def test_an_old_or_damaged_store_is_built_again(tmp_path: Path, damage: str) -> 
         (folder / "store.json").write_text(json.dumps(about | {"version": store.VERSION - 1}))
     elif damage == "truncated":
         os.truncate(folder / "images.npy", 150)
+    elif damage == "empty":
+        os.truncate(folder / "images.npy", 0)
     elif damage == "no index":
         (folder / "index.csv").unlink()
     else:

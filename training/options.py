@@ -46,7 +46,7 @@ class UNetOptions:
     weight_decay: float = 1e-2
     loss: Literal["dice_bce", "bce"] = "dice_bce"
     accumulate: int = 1
-    """Cut each batch into so many parts, to save memory."""
+    """Cut each batch into so many parts, to save memory (Dice and batch norm then see the parts)."""
     ema: float = 0.99
     """Decay of the averaged weights, which are the ones published."""
     init: str | None = None
@@ -63,6 +63,17 @@ class UNetOptions:
     """Train nothing: score these weights (a file or name) on the patients of --data that they were not trained on."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number that makes no training."""
+        for name in ("n_filters", "folds", "epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be 1 or more")
+        for name in ("tumour_free", "val", "test", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must lie between 0 and 1")
+        if self.split == "slice" and self.fold is not None:
+            raise ValueError("--split slice has no folds: leave --fold out")
 
     @property
     def folder(self) -> Path:

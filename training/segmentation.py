@@ -31,19 +31,20 @@ from utils.train import Recipe, fit
 MIN_VOLUME = 500.0  # mm^3: no smaller piece of tumour is believed. Of the true tumours of 120 other BraTS patients such
 # pieces hold 0.13 % on average and 6 % at most; a network's small pieces are mostly vessels.
 RESULTS = "results.md"
-FREE = ("resume", "save_every", "data", "cache", "device")  # options that may change when a run goes on
+FREE = ("resume", "save_every", "data", "cache", "device", "name")  # options that may change when a run goes on
 
 
 def run(options: UNetOptions) -> None:
     """Train and evaluate, or go on with what stands in the run's folder."""
     folder = options.folder
     device = choose(options.device)
-    if options.resume and not (folder / "last.pt").exists():
+    if options.resume and not checkpoint.exists(folder / "last.pt"):
         raise ValueError(f"there is nothing to resume in {folder}: leave --resume out to start it")
     store = open_data(options)
     with checkpoint.locked(folder):
         split = open_split(options, store, folder / "split.json")
         model = build_model(options)
+        refuse_overlap(options, split)
         cli.keep(options, folder, FREE)  # all that the user gave is good: from here on the folder is a run
         split.save(folder / "split.json")
         if (folder / RESULTS).exists():
@@ -88,6 +89,20 @@ def build_model(options: UNetOptions) -> nn.Module:
     return model
 
 
+def seen_by(header: Mapping[str, Any]) -> set[str]:
+    """The patients that published weights, and the weights that they started from, were trained or watched on."""
+    return {*header["split"]["train"], *header["split"]["val"], *header.get("seen_before", [])}
+
+
+def refuse_overlap(options: UNetOptions, split: Split) -> None:
+    """Raises ValueError where the weights to start from have seen patients that this split tests on."""
+    if options.init and (common := seen_by(models.read_header(options.init)) & set(split.test)):
+        raise ValueError(
+            f"{options.init} was trained on {min(common)}, whom this split tests on: the score would be no measure of "
+            "skill; take other weights, or another --seed or --fold"
+        )
+
+
 def train(options: UNetOptions, model: nn.Module, store: Store, split: Split, device: torch.device) -> nn.Module:
     """Fit a model on the training part; the averaged model of the last epoch."""
     keep_freed_memory()
@@ -125,8 +140,6 @@ def finish(
 ) -> None:
     """Read the test set, once; write weights, tables and figures."""
     title = f"{options.model}, n_filters {options.n_filters}, {options.epochs} epochs, {split.about}"
-    if split.leaky:
-        title = f"LEAKY SPLIT (slices of one patient on both sides: no measure of skill): {title}"
     with (folder / "history.csv").open() as file:
         history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     plots.curves(history).savefig(folder / "curves.png")
@@ -134,6 +147,7 @@ def finish(
     models.save(
         model, folder / f"{type(model).__name__}.safetensors", preprocessing=store.options, min_volume=MIN_VOLUME,
         data=store.folder.name, split=asdict(split), metrics=scores, commit=commit(),
+        seen_before=sorted(seen_by(models.read_header(options.init))) if options.init else [],
     )  # fmt: skip
     write_text(folder / RESULTS, text)  # last: it marks the run as finished
 
@@ -142,14 +156,21 @@ def evaluate(options: UNetOptions) -> None:
     """Score published weights on the patients of --data that they were not trained on."""
     device = choose(options.device)
     model = models.load(str(options.evaluate), device)
+    if not {"preprocessing", "split"} <= set(model.header):
+        raise ValueError(f"{options.evaluate} does not say how it was trained: only weights of a finished run will do")
+    if (options.folder / "last.pt").exists():
+        raise ValueError(f"{options.folder} is a training run: choose another --name for the evaluation")
     made = model.header["preprocessing"]
     store = open_data(options, window=tuple(made["window"]), normalise=made["normalise"])
-    split = Split(**model.header["split"])
-    rows = np.flatnonzero(~np.isin(splits.members(store, split.unit), split.train + split.val))
+    split, seen = Split(**model.header["split"]), seen_by(model.header)
+    mine = splits.members(store, split.unit)
+    rows = np.flatnonzero(~np.isin(mine, list(seen)))
     if not len(rows):
         raise ValueError(f"{options.evaluate} was trained on all patients of {options.data}: there is none to test on")
     options.folder.mkdir(parents=True, exist_ok=True)
-    title = f"{options.evaluate} on unseen patients of {options.data}"
+    title = f"{options.evaluate} on patients of {options.data} that it was not trained on"
+    if len(rows) == len(store):
+        title += " (by name: releases of BraTS share patients under other names)"
     text, _ = report(options.folder, title, model, store, rows, split.leaky, device)
     write_text(options.folder / RESULTS, text)
 
@@ -163,6 +184,7 @@ def report(
     """
     precision = best_precision(device)
     if leaky:
+        title = f"LEAKY SPLIT (slices of one patient on both sides: no measure of skill): {title}"
         scored: list[dict[str, Any]] = []
         counts = count_all(model, Batches(store, rows, 32, device), len(CLASSES), precision)
     else:

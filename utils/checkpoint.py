@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from utils.files import replacing
+from utils.files import replacing, sync
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -25,6 +25,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     try:
         with replacing(path) as temporary:
             torch.save(state, temporary)
+            sync(temporary)  # before the old one moves
             if path.exists():
                 path.replace(_previous(path))
     except RuntimeError as error:  # torch reports a failed write so
@@ -46,6 +47,11 @@ def load(path: Path) -> dict[str, Any] | None:
     if found:
         raise ValueError(f"no checkpoint in {path.parent} can be read: remove that folder to start anew")
     return None
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything to go on from."""
+    return path.exists() or _previous(path).exists()
 
 
 def _previous(path: Path) -> Path:

@@ -36,8 +36,8 @@ def main(function: Callable[[Options], None], kind: type[Options], description: 
     """
     import tyro
 
-    options = tyro.cli(kind, description=description)
     try:
+        options = tyro.cli(kind, description=description)
         if (saved := options.folder / SAVED).exists():
             options = tyro.cli(kind, description=description, default=load(kind, saved))
         function(options)

@@ -106,7 +106,8 @@ def score(
     counts = torch.zeros(len(classes), 4, dtype=torch.int64)
     for scan in tqdm(scans, desc="evaluating", unit="case", dynamic_ncols=True):
         predicted, true = segment(model, scan, precision, min_volume)
-        counts += metrics.count(torch.from_numpy(predicted)[None], torch.from_numpy(true)[None], len(classes))
+        shown, truth = (torch.from_numpy(volume[..., scan.slices]) for volume in (predicted, true))
+        counts += metrics.count(shown, truth, len(classes))  # over the slices that show brain
         scores = metrics.region_scores(predicted, true, scan.spacing, regions)
         rows.append({"case": scan.case, "patient": scan.patient, **scores})
     return rows, counts

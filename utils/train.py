@@ -106,7 +106,8 @@ class Run:
             loss = criterion(logits, target) * (len(image) / len(images))
             loss.backward()
             self.losses[self.step] += loss.detach()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.losses[self.step] += 0 * norm  # a gradient that is not finite counts as such a loss
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update()
@@ -178,10 +179,10 @@ def fit(
 
     with StopRequest() as stop, SummaryWriter(str(folder), purge_step=run.epoch + 1) as board:
         while run.epoch < recipe.epochs:
-            start = time.monotonic()
+            start = time.perf_counter()
             waited = train_one_epoch(run, data, criterion, folder, stop, names)
             row = {"epoch": run.epoch + 1, "loss": run.losses.mean().item(), "lr": run.optimizer.param_groups[0]["lr"],
-                   "seconds": round(time.monotonic() - start, 1), "waiting": round(waited, 4)}  # fmt: skip
+                   "seconds": round(time.perf_counter() - start, 1), "waiting": round(waited, 4)}  # fmt: skip
             row |= validate(run.average.model) if validate is not None else {}
             run.history.append(row)
             run.epoch, run.step = run.epoch + 1, 0
@@ -201,31 +202,31 @@ def train_one_epoch(
 ) -> float:
     """The rest of the epoch that the run stands in; returns the share of time spent waiting for data."""
     run.model.train()
-    began = saved = time.monotonic()
+    began = saved = time.perf_counter()
     first, waited, asked = run.step, 0.0, began
     bar = tqdm(
         data.epoch(run.epoch, run.step), desc=f"epoch {run.epoch + 1}/{run.recipe.epochs}", total=len(data),
         initial=run.step, unit="step", dynamic_ncols=True, mininterval=1.0,
     )  # fmt: skip
     for images, targets in bar:
-        waited += time.monotonic() - asked
+        waited += time.perf_counter() - asked
         torch.manual_seed(hash((data.seed, run.epoch, run.step)) & (2**63 - 1))  # dropout, too, is a function
         run.learn(images, targets, criterion)
         if run.step % READ_EVERY == 0 or run.step == run.steps:
             check_finite(run, data, names)
-            passed = time.monotonic() - began
+            passed = time.perf_counter() - began
             speed, loss = (run.step - first) * data.batch_size / passed, run.losses[: run.step].mean().item()
             bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} samples/s, waiting {waited / passed:.0%}", refresh=False)
-        due = time.monotonic() - saved > run.recipe.save_every * 60
+        due = time.perf_counter() - saved > run.recipe.save_every * 60
         if stop or due:
             check_finite(run, data, names)
             checkpoint.save(run.state_dict(), folder / "last.pt")
-            saved = time.monotonic()
+            saved = time.perf_counter()
         if stop:
             bar.close()
             raise Interrupted(f"{stop.received}: saved at epoch {run.epoch + 1}, step {run.step} of {run.steps}")
-        asked = time.monotonic()
-    return waited / (time.monotonic() - began)
+        asked = time.perf_counter()
+    return waited / max(time.perf_counter() - began, 1e-9)
 
 
 def check_finite(run: Run, data: Data, names: Callable[[np.ndarray], str]) -> None:
@@ -240,7 +241,7 @@ def check_finite(run: Run, data: Data, names: Callable[[np.ndarray], str]) -> No
         rows = data.order(run.epoch)[step * data.batch_size : (step + 1) * data.batch_size]
         raise FloatingPointError(
             f"the loss is not finite in epoch {run.epoch + 1}, step {step + 1}, on {names(rows)}: "
-            "look at these samples, or lower --lr; the last checkpoint is from before"
+            "look at these samples, or lower --lr in a run of another --name; the last checkpoint is from before"
         )
 
 

@@ -32,7 +32,7 @@ def run(method: str, options: UNetOptions) -> None:
     store = segmentation.open_data(options, normalise="minmax" if method == "predecessor" else "zscore")
     with checkpoint.locked(options.folder):
         split = segmentation.open_split(options, store, options.folder / "split.json")
-        cli.keep(options, options.folder, segmentation.FREE)
+        cli.keep(options, options.folder, (*segmentation.FREE, "methods"))
         split.save(options.folder / "split.json")
         torch.manual_seed(options.seed)
         model = train(method, options, store, split, device)

@@ -14,14 +14,14 @@ Results go to runs/reference_METHOD...; finished ones are not repeated.
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.options import ROOT, UNetOptions
 from utils import cli
 
-METHODS = ("threshold", "basic_unet", "segresnet", "predecessor")
+Method = Literal["threshold", "basic_unet", "segresnet", "predecessor"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Options(UNetOptions):
         """runs/reference_METHOD, each method its own."""
         return super().folder if self.name else ROOT / "runs" / "references"
 
-    methods: tuple[Literal["threshold", "basic_unet", "segresnet", "predecessor"], ...] = METHODS
+    methods: tuple[Method, ...] = get_args(Method)
 
 
 def main(options: Options) -> None:

@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import accuracy_score, jaccard_score, multilabel_confusion_matrix
 from sklearn.metrics import precision_recall_fscore_support as sk_scores
 
-from utils.metrics import WORST_HD95, count, keep_large, mean_interval, ratios, region_scores, row, to_labels
+from utils.metrics import WORST_HD95, count, mean_interval, ratios, region_scores, row, to_labels
 
 CLASSES = ("NCR", "ED", "ET")
 REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
@@ -254,22 +254,6 @@ def test_real_predictions_agree_with_distance_maps() -> None:
     same = region_scores(true, true, spacing, REGIONS)
     assert set(same.values()) == {0.0, 1.0}
     assert same["hd95_WT"] == 0
-
-
-def test_keep_large_removes_small_pieces_of_the_whole_tumour() -> None:
-    labels = np.zeros((9, 9, 9), dtype=np.uint8)
-    labels[0, 0, 0], labels[1, 0, 0], labels[2, 1, 1] = 1, 2, 3  # one piece: by a face, by a corner
-    labels[6:8, 6, 6] = 2  # two voxels
-    before = labels.copy()
-    found = keep_large(labels, 3)
-    assert found.dtype == labels.dtype
-    assert (found[:4] == before[:4]).all()
-    assert not found[4:].any()
-    assert not keep_large(labels, 4).any()
-    for all_of_it in (0, 1, 2):
-        np.testing.assert_array_equal(keep_large(labels, all_of_it), before)
-    np.testing.assert_array_equal(labels, before)  # the input is left alone
-    assert not keep_large(np.zeros_like(labels), 5).any()
 
 
 def test_interval_is_the_normal_one_for_a_large_sample() -> None:

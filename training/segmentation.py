@@ -26,10 +26,9 @@ from utils.device import best_precision, choose, keep_freed_memory
 from utils.evaluate import Scan, count_all, score, segment, validate
 from utils.files import write_text
 from utils.losses import LOSSES
+from utils.postprocess import MIN_VOLUME
 from utils.train import Recipe, fit
 
-MIN_VOLUME = 500.0  # mm^3: no smaller piece of tumour is believed. Of the true tumours of 120 other BraTS patients such
-# pieces hold 0.13 % on average and 6 % at most; a network's small pieces are mostly vessels.
 RESULTS = "results.md"
 FREE = ("resume", "save_every", "data", "cache", "device", "name")  # options that may change when a run goes on
 

@@ -1,6 +1,5 @@
 """Honest evaluation of segmentation: integer counts over slices, and Dice and HD95 per patient in 3-D."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from utils import metrics
 from utils.device import autocast
+from utils.postprocess import believed
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -67,7 +67,7 @@ def segment(
     """Predicted and true label volumes (H, W, Z) of one scan; slices that it lacks are background.
 
     Args:
-        min_volume: pieces of predicted tumour smaller than this (mm^3) are removed.
+        min_volume: what is believed of a tumour (mm^3), see `utils.postprocess`; 0 is all.
     """
     model.eval()
     found = [
@@ -82,7 +82,7 @@ def segment(
         return volume
 
     predicted, true = stack([predicted for predicted, _ in found]), stack([true for _, true in found])
-    return metrics.keep_large(predicted, math.ceil(min_volume / math.prod(scan.spacing))), true
+    return believed(predicted, scan.spacing, min_volume), true
 
 
 def score(
@@ -97,7 +97,7 @@ def score(
 
     Args:
         regions: name -> label codes, such as WT: (1, 2, 3).
-        min_volume: pieces of predicted tumour smaller than this (mm^3) are removed first.
+        min_volume: what is believed of a tumour (mm^3), see `utils.postprocess`; 0 is all.
 
     Returns:
         A row a scan (case, patient, Dice and HD95 in mm of each region), and the counts (classes, 4) over all scans.

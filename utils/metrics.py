@@ -103,29 +103,6 @@ def row(counts: Tensor, classes: Sequence[str]) -> dict[str, float]:
     return flat
 
 
-def keep_large(labels: np.ndarray, min_voxels: int) -> np.ndarray:
-    """Remove the pieces of predicted tumour that are too small to be believed.
-
-    A piece is a connected component of the whole tumour, all classes together; voxels connect by a face, edge
-    or corner. A small piece goes even if it is the only one.
-
-    Args:
-        labels: (X, Y, Z) label volume, 0 = background.
-        min_voxels: pieces with fewer voxels become background; 0 and 1 keep all.
-
-    Returns:
-        A new volume of the same shape and type.
-    """
-    if min_voxels <= 1:
-        return labels.copy()
-
-    from scipy.ndimage import generate_binary_structure, label
-
-    pieces, _ = label(labels > 0, generate_binary_structure(labels.ndim, labels.ndim))  # 0 = background
-    keep = np.bincount(pieces.ravel()) >= min_voxels
-    return np.where(keep[pieces], labels, 0).astype(labels.dtype)
-
-
 def region_scores(
     predicted: np.ndarray | Tensor,
     true: np.ndarray | Tensor,

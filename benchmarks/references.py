@@ -1,6 +1,6 @@
 """The methods of `segmentation_references.py`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -10,10 +10,10 @@ import models
 from datasets.batches import Batches
 from datasets.splits import Split
 from datasets.store import Store
-from training import segmentation
+from training import segmentation, stages
 from training.options import UNetOptions
 from utils import checkpoint, cli
-from utils.device import choose
+from utils.device import choose, keep_freed_memory
 from utils.files import write_text
 from utils.losses import BCE
 from utils.train import Recipe, Run, fit
@@ -23,30 +23,30 @@ T1C, FLAIR = 1, 3  # channels
 
 def run(method: str, options: UNetOptions) -> None:
     """Train one method and score it on the test patients of the split."""
-    if (options.folder / segmentation.RESULTS).exists():
-        print(f"{options.folder.name} is finished:\n\n{(options.folder / segmentation.RESULTS).read_text()}")
+    if (options.folder / stages.RESULTS).exists():
+        print(f"{options.folder.name} is finished:\n\n{(options.folder / stages.RESULTS).read_text()}")
         return
     if method == "predecessor":
         options = replace(options, window=(240, 240))
     device = choose(options.device)
-    store = segmentation.open_data(options, normalise="minmax" if method == "predecessor" else "zscore")
+    normalise = "minmax" if method == "predecessor" else "zscore"
+    store = segmentation.open_data(options, {"window": options.window, "normalise": normalise})
     with checkpoint.locked(options.folder):
-        split = segmentation.open_split(options, store, options.folder / "split.json")
-        cli.keep(options, options.folder, (*segmentation.FREE, "methods"))
+        split = stages.open_split(options, segmentation, store, options.folder / "split.json")
+        cli.keep(options, options.folder, (*stages.FREE, "methods"))
         split.save(options.folder / "split.json")
         torch.manual_seed(options.seed)
         model = train(method, options, store, split, device)
         size = sum(weight.numel() for weight in model.parameters())
         trained = f"{options.epochs} epochs, " if size else ""
         title = f"{method}, {size:,} parameters, {trained}{split.about}"
-        text, _ = segmentation.report(
-            options.folder, title, model, store, split.rows(store, "test"), split.leaky, device
-        )
-        write_text(options.folder / segmentation.RESULTS, text)
+        text, _ = segmentation.report(options, title, model, store, split.rows(store, "test"), {"split": asdict(split)})
+        write_text(options.folder / stages.RESULTS, text)
 
 
 def train(method: str, options: UNetOptions, store: Store, split: Split, device: torch.device) -> nn.Module:
     """The trained model of a method."""
+    keep_freed_memory()
     n = options.n_filters
     if method == "threshold":
         return Threshold(store, split.rows(store, "train")).to(device)
@@ -58,6 +58,7 @@ def train(method: str, options: UNetOptions, store: Store, split: Split, device:
         network: nn.Module = BasicUNet(2, 4, 3, features=(n, n, 2 * n, 4 * n, 8 * n, n))
     else:
         network = SegResNet(2, init_filters=n, in_channels=4, out_channels=3)
+    network = network.to(device).to(memory_format=torch.channels_last)
     return segmentation.train(options, network, store, split, device)
 
 

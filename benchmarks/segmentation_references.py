@@ -24,7 +24,7 @@ from utils import cli
 Method = Literal["threshold", "basic_unet", "segresnet", "predecessor"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(UNetOptions):
     """The recipe of `training/unet_training.py`, for other methods."""
 

@@ -4,23 +4,17 @@ Every BraTS brain measured fits into 160 x 192 voxels of 1 mm around its own bou
 of the whole 240 x 240 slice and loses nothing.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from os import cpu_count
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from datasets import brats, store
+from datasets.parallel import ahead
 
 WINDOW = (160, 192)  # voxels along x and y
 LIMIT = 6.0  # standard deviations: brighter voxels are clipped, so that one vessel cannot dominate a slice
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class WindowTooSmall(ValueError):
@@ -153,7 +147,7 @@ def open_slices(
     def produce() -> Iterator[store.Block]:
         bar = tqdm(total=len(sources), desc=f"storing {folder.name}", unit="case", dynamic_ncols=True)
         with bar:
-            for block in _ahead(read, sources, min(cpu_count() or 1, 4)):
+            for block in ahead(read, sources):
                 yield block
                 bar.update()
 
@@ -169,21 +163,3 @@ def open_slices(
 def _unlabelled(source: brats.Source) -> bool:
     """A test image of the Decathlon, which comes without labels."""
     return source.layout == "msd" and any(path.parent.name == "imagesTs" for path in source.paths())
-
-
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`map` in threads, in order, at most one result a worker ahead of its reader: memory stays bounded.
-
-    Threads, because reading a case is gunzip and NumPy, which let go of the interpreter's lock.
-    """
-    pending: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -14,13 +14,13 @@ import numpy as np
 
 from datasets.store import Store
 
-Unit = Literal["patient", "slice"]
+Unit = Literal["patient", "slice", "file"]
 PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Three disjoint lists of patients (or, for unit "slice", of "case:slice").
+    """Three disjoint lists of patients or groups (or, for unit "slice", of "case:slice", for "file" of files).
 
     Raises:
         ValueError: a member stands in two parts, or a part that must not be empty is.
@@ -69,9 +69,9 @@ class Split:
 
 
 def members(store: Store, unit: Unit) -> np.ndarray:
-    """What each row of the store is dealt by: its patient, or its own "case:slice"."""
-    if unit == "patient":
-        return store.index["patient"].astype(str)
+    """What each row of the store is dealt by: its patient, its file, or its own "case:slice"."""
+    if unit in ("patient", "file"):
+        return store.index["patient" if unit == "patient" else "case"].astype(str)
     return np.array([f"{c}:{z}" for c, z in zip(store.index["case"], store.index["slice"], strict=True)])
 
 

@@ -17,8 +17,9 @@ import pytest
 import models
 from datasets import splits
 from tests.conftest import AFFINE, make_case, write_case
-from training import segmentation
+from training import segmentation, stages
 from training.options import UNetOptions
+from training.unet_training import main
 from utils import cli
 
 SCRIPT = Path(__file__).parents[1] / "training" / "unet_training.py"
@@ -82,9 +83,9 @@ def test_usr1_saves_and_the_same_command_goes_on(options: UNetOptions) -> None:
     assert process.returncode == cli.INTERRUPTED, errors
     assert "SIGUSR1: saved at epoch" in errors and "Traceback" not in errors
     assert not (options.folder / "results.md").exists()
-    segmentation.run(replace(options, epochs=20, resume=True))
+    stages.run(replace(options, epochs=20, resume=True), segmentation)
     whole = replace(options, epochs=20, name=f"{options.name}-whole")
-    segmentation.run(whole)
+    stages.run(whole, segmentation)
     weights = [(run.folder / "ImprovedUNet.safetensors").read_bytes() for run in (options, whole)]
     assert weights[0] == weights[1]
 
@@ -92,11 +93,11 @@ def test_usr1_saves_and_the_same_command_goes_on(options: UNetOptions) -> None:
 def test_evaluate_takes_only_patients_that_were_not_trained_on(
     options: UNetOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    segmentation.run(options)
+    stages.run(options, segmentation)
     trained = capsys.readouterr().out
     weights = str(options.folder / "ImprovedUNet.safetensors")
     asked = replace(options, evaluate=weights, name=str(tmp_path / "evaluated"))
-    segmentation.evaluate(asked)
+    stages.evaluate(asked, segmentation)
     evaluated = capsys.readouterr().out
     assert "2 patients" in evaluated
     rows = [(folder / "patients.csv").read_text().splitlines() for folder in (options.folder, asked.folder)]
@@ -108,13 +109,13 @@ def test_evaluate_takes_only_patients_that_were_not_trained_on(
     only_trained.mkdir()
     for patient in split["train"]:
         shutil.copytree(options.data / patient, only_trained / patient)
-    with pytest.raises(ValueError, match="trained on all patients"):
-        segmentation.evaluate(replace(asked, data=only_trained))
+    with pytest.raises(ValueError, match="trained on all of"):
+        stages.evaluate(replace(asked, data=only_trained), segmentation)
 
 
 def test_the_leaky_split_is_labelled_wherever_its_numbers_stand(options: UNetOptions) -> None:
     leaky = replace(options, split="slice")
-    segmentation.run(leaky)
+    stages.run(leaky, segmentation)
     assert (leaky.folder / "results.md").read_text().startswith("LEAKY SPLIT")
     assert "LEAKY" in models.read_header(leaky.folder / "ImprovedUNet.safetensors")["split"]["about"]
     assert not (leaky.folder / "patients.csv").exists()
@@ -122,15 +123,15 @@ def test_the_leaky_split_is_labelled_wherever_its_numbers_stand(options: UNetOpt
 
 
 def test_fine_tuning_starts_from_given_weights(options: UNetOptions, tmp_path: Path) -> None:
-    segmentation.run(options)
+    stages.run(options, segmentation)
     weights = str(options.folder / "ImprovedUNet.safetensors")
     tuned = replace(options, init=weights, lr=0.0, weight_decay=0.0, name=str(tmp_path / "tuned"))
-    segmentation.run(tuned)
+    stages.run(tuned, segmentation)
     one, other = (models.load(run.folder / "ImprovedUNet.safetensors") for run in (options, tuned))
     for (name, value), same in zip(one.named_parameters(), other.parameters(), strict=True):
         assert np.array_equal(value.detach(), same.detach()), name
     with pytest.raises(ValueError, match=r"classic_unet|ClassicUNet"):
-        segmentation.run(replace(options, model="classic_unet", init=weights, name=str(tmp_path / "other")))
+        stages.run(replace(options, model="classic_unet", init=weights, name=str(tmp_path / "other")), segmentation)
 
 
 def bad_data(folder: Path, kind: str) -> None:
@@ -164,7 +165,7 @@ def test_bad_data_is_one_sentence_and_leaves_nothing(
     bad = replace(options, data=data, cache=tmp_path / "cache")
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *command_line(bad)])
     with pytest.raises(SystemExit) as stop:
-        cli.main(segmentation.run, UNetOptions, None)
+        cli.main(main, UNetOptions, None)
     assert stop.value.code == cli.BAD_INPUT
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and named in errors[0]
@@ -187,11 +188,8 @@ def test_bad_options_are_one_sentence(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *command_line(options), *arguments])
 
-    def chosen(parsed: UNetOptions) -> None:
-        (segmentation.evaluate if parsed.evaluate else segmentation.run)(parsed)
-
     with pytest.raises(SystemExit) as stop:
-        cli.main(chosen, UNetOptions, None)
+        cli.main(main, UNetOptions, None)
     assert stop.value.code == cli.BAD_INPUT
     assert sentence in capsys.readouterr().err
 
@@ -207,7 +205,7 @@ def test_one_real_patient_from_file_to_score(real_data: Path, tmp_path: Path) ->
     sizes = {"BraTS20_Training_275": 34700, "BraTS20_Training_122": 16585}
     tested = [fold for fold in (0, 1) if "BraTS20_Training_275" in splits.by_fold(sizes, fold, 2, 0.0).test]
     run = replace(run, fold=tested[0])
-    segmentation.run(run)
+    stages.run(run, segmentation)
     header, row = (line.split(",") for line in (run.folder / "patients.csv").read_text().splitlines())
     scores = dict(zip(header, row, strict=True))
     assert scores["case"] == "BraTS20_Training_275"

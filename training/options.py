@@ -3,15 +3,86 @@
 Only the standard library is imported here, so that --help answers at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class UNetOptions:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every training script has."""
+
+    model: str
+    data: Path
+    cache: Path = ROOT / "datasets" / "cache"
+    """Where the decoded data are kept: a fast local disk."""
+
+    fold: int | None = None
+    """Test on this fold of the patients, counted from 0."""
+    folds: int = 5
+    val: float = 0.15
+    """Share of the patients (of those that are not tested on) to watch the training on; may be 0."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    accumulate: int = 1
+    """Cut each batch into so many parts, to save memory (batch norm and Dice then see the parts)."""
+    ema: float = 0.99
+    """Decay of the averaged weights, which are the ones published."""
+    init: str | None = None
+    """Start from these weights (a file, or a name in models/saved_models): fine-tuning."""
+    seed: int = 0
+
+    name: str | None = None
+    """Folder under runs/ (or an absolute path); the default says model and split."""
+    resume: bool = False
+    """Insist on going on with a run; one of the same name is gone on with anyway."""
+    save_every: float = 10.0
+    """Minutes between two checkpoints within an epoch."""
+    evaluate: str | None = None
+    """Train nothing: score these weights (a file or name) on what they have not seen of --data."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    SHARES: ClassVar[tuple[str, ...]] = ("val", "ema")
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number that makes no training."""
+        for name, value in vars(self).items():
+            option = f"--{name.replace('_', '-')}"
+            if name in ("n_filters", "image_size", "folds", "epochs", "batch_size", "accumulate") and value < 1:
+                raise ValueError(f"{option} is {value}: it must be 1 or more")
+            if name in self.SHARES and not 0 <= value <= 1:
+                raise ValueError(f"{option} is {value}: it must lie between 0 and 1")
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError for options that do not go together."""
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        """The options that the model is built with."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """The default name of a run."""
+        raise NotImplementedError
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives."""
+        default = f"evaluate_{Path(self.evaluate).stem}" if self.evaluate else self.title
+        return ROOT / "runs" / (self.name or default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetOptions(Options):
     """U-Nets on BraTS 2020, on a GPU."""
 
     model: Literal["classic_unet", "improved_unet", "attention_unet"] = "attention_unet"
@@ -25,18 +96,11 @@ class UNetOptions:
     """Order of the channels in HDF5 slices."""
     window: tuple[int, int] = (160, 192)
     """Voxels of the crop around the brain; 240 240 is the whole slice."""
-    cache: Path = ROOT / "datasets" / "cache"
-    """Where the decoded data are kept: a fast local disk, about 40 MB a patient."""
     tumour_free: float = 0.1
     """Share of slices without tumour in an epoch of training; they are drawn anew each epoch."""
 
     split: Literal["patient", "slice"] = "patient"
     """slice is the leaky shuffle of older projects: for comparison only, and labelled so."""
-    fold: int | None = None
-    """Test on this fold (from 0) instead of a share of the patients."""
-    folds: int = 5
-    val: float = 0.15
-    """Share of the patients (of those outside the tested fold) to watch the training on; may be 0."""
     test: float = 0.2
     """Share of the patients to test on, where there is no fold."""
 
@@ -45,41 +109,90 @@ class UNetOptions:
     lr: float = 2e-3
     weight_decay: float = 1e-2
     loss: Literal["dice_bce", "bce"] = "dice_bce"
-    accumulate: int = 1
-    """Cut each batch into so many parts, to save memory (Dice and batch norm then see the parts)."""
-    ema: float = 0.99
-    """Decay of the averaged weights, which are the ones published."""
-    init: str | None = None
-    """Start from these weights (a file, or a name in models/saved_models): fine-tuning."""
-    seed: int = 0
 
-    name: str | None = None
-    """Folder under runs/ (or an absolute path); the default says model, width and fold."""
-    resume: bool = False
-    """Insist on going on with a run; one of the same name is gone on with anyway."""
-    save_every: float = 10.0
-    """Minutes between two checkpoints within an epoch."""
-    evaluate: str | None = None
-    """Train nothing: score these weights (a file or name) on the patients of --data that they were not trained on."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    SHARES: ClassVar[tuple[str, ...]] = ("tumour_free", "val", "test", "ema")
 
-    def __post_init__(self) -> None:
-        """Raises ValueError for a number that makes no training."""
-        for name in ("n_filters", "folds", "epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be 1 or more")
-        for name in ("tumour_free", "val", "test", "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must lie between 0 and 1")
+    def check(self) -> None:
         if self.split == "slice" and self.fold is not None:
             raise ValueError("--split slice has no folds: leave --fold out")
 
     @property
-    def folder(self) -> Path:
-        """Where the run lives."""
-        if self.name or self.evaluate:
-            return ROOT / "runs" / (self.name or f"evaluate_{Path(str(self.evaluate)).stem}")
+    def architecture(self) -> Mapping[str, Any]:
+        return {"n_filters": self.n_filters}
+
+    @property
+    def title(self) -> str:
         fold = "" if self.fold is None else f"_fold{self.fold}of{self.folds}"
-        leaky = "_leaky" if self.split == "slice" else ""
-        return ROOT / "runs" / f"{self.model}_{self.n_filters}{fold}{leaky}"
+        return f"{self.model}_{self.n_filters}{fold}{'_leaky' if self.split == 'slice' else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(Options):
+    """Classifiers on the Brain Tumor MRI Dataset."""
+
+    data: Path = ROOT / "datasets" / "classification"
+    """Folder with Training/ and Testing/, each with the folders glioma, meningioma, notumor and pituitary."""
+    image_size: int = 128
+    """Pixels along a side, after the crop to the head."""
+
+    split: Literal["official", "patient"] = "official"
+    """official tests on Testing, as everybody does (its patients are in Training too); patient keeps them apart."""
+
+    label_smoothing: float = 0.1
+    """Share of the target that is spread over all classes (Szegedy 2015, arXiv 1512.00567)."""
+    mirror: bool = True
+    """Score the mean of the logits of an image and its mirror image."""
+    temperature: float | None = None
+    """Divide the logits by this for calibrated probabilities; by default it is fitted on the validation part."""
+
+    SHARES: ClassVar[tuple[str, ...]] = ("val", "ema", "label_smoothing")
+
+    def check(self) -> None:
+        if self.split == "official" and self.fold is not None:
+            raise ValueError("--split official has no folds: take --split patient, or leave --fold out")
+        if self.split == "patient" and self.fold is None:
+            raise ValueError("--split patient needs to know which fold to test on: add --fold 0 (or 1, 2, ...)")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"--temperature is {self.temperature}: it must be above 0")
+
+    @property
+    def title(self) -> str:
+        fold = "" if self.fold is None else f"_fold{self.fold}of{self.folds}"
+        return f"{self.model}{fold}"
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        return {"image_size": self.image_size}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNNOptions(ImageOptions):
+    """CNNs on the Brain Tumor MRI Dataset; by default each has its own recipe."""
+
+    model: Literal["custom_cnn", "alexnet", "vgg16"] = "custom_cnn"
+    residual: bool = False
+    """Skip connections around the convolutions (custom_cnn only)."""
+    epochs: int = 60
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 5e-2
+
+    def check(self) -> None:
+        super().check()
+        if self.residual and self.model != "custom_cnn":
+            raise ValueError(f"--residual is an option of custom_cnn, not of {self.model}: leave it out")
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        return {"image_size": self.image_size} | ({"residual": True} if self.residual else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTOptions(ImageOptions):
+    """The VisionTransformer on the Brain Tumor MRI Dataset, with the published options of the model."""
+
+    model: Literal["vit"] = "vit"
+    epochs: int = 100
+    batch_size: int = 64
+    lr: float = 5e-4
+    weight_decay: float = 5e-2

@@ -18,12 +18,12 @@ from utils import cli
 
 
 def main(options: UNetOptions) -> None:
-    from training import segmentation  # torch and its kind are slow to import: --help does without
+    from training import segmentation, stages  # torch and its kind are slow to import: --help does without
 
     if options.evaluate:
-        segmentation.evaluate(options)
+        stages.evaluate(options, segmentation)
     else:
-        segmentation.run(options)
+        stages.run(options, segmentation)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -36,16 +37,31 @@ def main(function: Callable[[Options], None], kind: type[Options], description: 
     """
     import tyro
 
-    try:
+    with exits():
         options = tyro.cli(kind, description=description)
         if (saved := options.folder / SAVED).exists():
             options = tyro.cli(kind, description=description, default=load(kind, saved))
         function(options)
+
+
+def run(function: Callable[..., None], description: str | None) -> None:
+    """The command line of a script without a run: the function's own arguments. Exits like `main`."""
+    import tyro
+
+    with exits():
+        tyro.cli(function, description=description)
+
+
+@contextmanager
+def exits() -> Iterator[None]:
+    """Turn what stops a script into one sentence and an exit code."""
+    try:
+        yield
     except Interrupted as stop:
         print(f"{stop}; the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        print("stopped; the same command goes on from where it was saved, if it was", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("TRACEBACK"):

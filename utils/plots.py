@@ -63,33 +63,36 @@ def canvas(width: float, height: float) -> Iterator["Figure"]:
         figure.draw_without_rendering()  # ticks are made when first drawn: do it while the style holds
 
 
-def curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
-    """How a training went: loss, learning rate, and validation Dice of each class and mean, if there was any.
+def curves(
+    history: Sequence[Mapping[str, Any]], classes: Sequence[str] = CLASSES, metric: str = "dice", name: str = "Dice"
+) -> "Figure":
+    """How a training went: loss, learning rate, and a metric of validation of each class and mean, if there was any.
 
     Args:
         history: one row an epoch, as written to the CSV: epoch, loss, lr and, in some or all rows, val_loss,
-            dice_NCR, dice_ED, dice_ET, dice_mean. Numbers may be text; missing, empty and NaN are left out.
+            <metric>_<class> and <metric>_mean. Numbers may be text; missing, empty and NaN are left out.
+        name: that of the metric on the axis.
 
     Raises:
         ValueError: no rows.
     """
     if not history:
         raise ValueError("no epochs to draw")
-    validated = any(_series(history, f"dice_{name}")[0] for name in (*CLASSES, "mean"))
+    validated = any(_series(history, f"{metric}_{of}")[0] for of in (*classes, "mean"))
     with canvas(width=11 if validated else 7.5, height=3.2) as figure:
-        loss, rate, *dice = figure.subplots(1, 3 if validated else 2, sharex=True)
+        loss, rate, *watched = figure.subplots(1, 3 if validated else 2, sharex=True)
         _lines(loss, history, {"loss": "training", "val_loss": "validation"})
         loss.set_ylabel("loss")
         rate.plot(*_series(history, "lr"), color=INK)
         rate.set(ylabel="learning rate", ylim=(0, None))
-        for axes in dice:
-            _lines(axes, history, {f"dice_{name}": name for name in CLASSES})
-            axes.plot(*_series(history, "dice_mean"), color=INK, linestyle="--", label="mean")
-            axes.set(ylabel="validation Dice (0 to 1)", ylim=(0, 1))
-        for axes in (loss, rate, *dice):
+        for axes in watched:
+            _lines(axes, history, {f"{metric}_{of}": of for of in classes})
+            axes.plot(*_series(history, f"{metric}_mean"), color=INK, linestyle="--", label="mean")
+            axes.set(ylabel=f"validation {name} (0 to 1)", ylim=(0, 1))
+        for axes in (loss, rate, *watched):
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        for axes in (loss, *dice):
+        for axes in (loss, *watched):
             axes.legend()
     return figure
 

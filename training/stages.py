@@ -1,0 +1,177 @@
+"""The stages of a run that all tasks share: data, split, model, training, and honest results.
+
+What differs is the task's own: `training.segmentation` and `training.classification` are such tasks.
+"""
+
+import csv
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol, get_args, get_type_hints
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from datasets import splits
+from datasets.splits import Split
+from datasets.store import Store
+from training.options import ROOT, Options
+from utils import checkpoint, cli
+from utils.device import best_precision, choose, keep_freed_memory
+from utils.files import write_text
+
+RESULTS = "results.md"
+FREE = ("resume", "save_every", "data", "cache", "device", "name")  # options that may change when a run goes on
+
+
+class Task(Protocol):
+    """What a task must know."""
+
+    def open_data(self, options: Any, preprocessing: Mapping[str, Any] | None = None) -> Store:
+        """The store of the data that the options name; of a phantom where there is none.
+
+        preprocessing: that of published weights, instead of the options'.
+        """
+
+    def make_split(self, options: Any, store: Store) -> Split:
+        """Who is trained, watched and tested on."""
+
+    def train(self, options: Any, model: nn.Module, store: Store, split: Split, device: torch.device) -> nn.Module:
+        """Fit a model on the training part; the averaged model of the last epoch."""
+
+    def report(
+        self, options: Any, title: str, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """Score rows of the store; write tables and figures; the text for people, the numbers for the header."""
+
+    def curves(self, history: list[dict[str, float]]) -> Any:
+        """The figure of a training."""
+
+    def about(self, options: Any, model: nn.Module, store: Store, split: Split) -> dict[str, Any]:
+        """What the header of the weights says beside what all weights say."""
+
+
+def run(options: Options, task: Task) -> None:
+    """Train and evaluate, or go on with what stands in the run's folder."""
+    folder = options.folder
+    device = choose(options.device)
+    if options.resume and not checkpoint.exists(folder / "last.pt"):
+        raise ValueError(f"there is nothing to resume in {folder}: leave --resume out to start it")
+    store = task.open_data(options)
+    with checkpoint.locked(folder):
+        split = open_split(options, task, store, folder / "split.json")
+        model = build_model(options)
+        refuse_overlap(options, split, store)
+        cli.keep(options, folder, FREE)  # all that the user gave is good: from here on the folder is a run
+        split.save(folder / "split.json")
+        if (folder / RESULTS).exists():
+            print(f"{folder} is finished (remove it to train again):\n\n{(folder / RESULTS).read_text()}")
+            return
+        keep_freed_memory()
+        model = model.to(device).to(memory_format=torch.channels_last)
+        finish(options, task, task.train(options, model, store, split, device), store, split)
+
+
+def open_split(options: Options, task: Task, store: Store, path: Path) -> Split:
+    """The split of this run: that of its first start, if there was one."""
+    if path.exists():
+        split = Split.load(path)
+        if split.data != store.fingerprint:
+            raise ValueError(f"{options.data} has changed since {path} was made: choose another --name")
+        return split
+    return replace(task.make_split(options, store), data=store.fingerprint)
+
+
+def build_model(options: Options) -> nn.Module:
+    """The model that the options name, new or with given weights."""
+    torch.manual_seed(options.seed)
+    model = models.build(options.model, **options.architecture)
+    if options.init:
+        models.load_into(model, options.init)
+    return model
+
+
+def precision(options: Options, device: torch.device) -> str:
+    """What the options ask for: "fp32" or "bf16"."""
+    return best_precision(device) if options.precision == "auto" else options.precision
+
+
+def seen_by(header: Mapping[str, Any], store: Store) -> np.ndarray:
+    """(N,) bool: rows of a store that published weights, or the ones they started from, were trained or watched on."""
+    seen = np.zeros(len(store), bool)
+    for split in [header["split"], *header.get("earlier", [])]:
+        seen |= np.isin(splits.members(store, split["unit"]), [*split["train"], *split["val"]])
+    return seen
+
+
+def refuse_overlap(options: Options, split: Split, store: Store) -> None:
+    """Raises ValueError where the weights to start from have seen what this split tests on."""
+    if not options.init:
+        return
+    tested = split.rows(store, "test")
+    if (common := tested[seen_by(models.read_header(options.init), store)[tested]]).size:
+        name = splits.members(store, split.unit)[common[0]]
+        raise ValueError(
+            f"{options.init} was trained on {name}, which this split tests on: the score would be no measure of skill; "
+            "take other weights, or another --seed or --fold"
+        )
+
+
+def finish(options: Options, task: Task, model: nn.Module, store: Store, split: Split) -> None:
+    """Read the test set, once; write weights, tables and figures."""
+    folder = options.folder
+    made = ", ".join(f"{name} {value}" for name, value in options.architecture.items())
+    title = f"{options.model}, {made}, {options.epochs} epochs, {split.about}"
+    with (folder / "history.csv").open() as file:
+        history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    task.curves(history).savefig(folder / "curves.png")
+    header = task.about(options, model, store, split) | {
+        "preprocessing": store.options, "data": store.folder.name, "split": asdict(split), "commit": commit(),
+        "earlier": earlier(options),
+    }  # fmt: skip
+    text, scores = task.report(options, title, model, store, split.rows(store, "test"), header)
+    models.save(model, folder / f"{type(model).__name__}.safetensors", metrics=scores, **header)
+    write_text(folder / RESULTS, text)  # last: it marks the run as finished
+
+
+def earlier(options: Options) -> list[dict[str, Any]]:
+    """The splits of the weights that a run started from, and of those that they started from."""
+    if not options.init:
+        return []
+    header = models.read_header(options.init)
+    return [header["split"], *header.get("earlier", [])]
+
+
+def evaluate(options: Options, task: Task) -> None:
+    """Score published weights on what they were not trained on."""
+    device = choose(options.device)
+    model = models.load(str(options.evaluate), device)
+    if not {"preprocessing", "split"} <= set(model.header):
+        raise ValueError(f"{options.evaluate} does not say how it was trained: only weights of a finished run will do")
+    mine = get_args(get_type_hints(type(options))["model"])
+    if model.name not in mine:
+        raise ValueError(f"{options.evaluate} holds {model.name}; this script scores {', '.join(mine)}")
+    if (options.folder / "last.pt").exists():
+        raise ValueError(f"{options.folder} is a training run: choose another --name for the evaluation")
+    store = task.open_data(options, model.header["preprocessing"])
+    rows = np.flatnonzero(~seen_by(model.header, store))
+    if not len(rows):
+        raise ValueError(f"{options.evaluate} was trained on all of {options.data}: there is nothing to test on")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    title = f"{options.evaluate} on what it has not seen of {options.data}"
+    if len(rows) == len(store):
+        title += " (by name: other releases have the same patients under other names)"
+    text, _ = task.report(options, title, model, store, rows, model.header)
+    write_text(options.folder / RESULTS, text)
+
+
+def commit() -> str:
+    """The project's version that made the weights; empty outside a git checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

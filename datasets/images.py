@@ -1,0 +1,108 @@
+"""A folder of labelled images: which files there are, and how one is read.
+
+    for image in find_images(Path("datasets/classification")):
+        pixels = read_gray(image.path)                      # (H, W) uint8
+
+The layout is that of the Brain Tumor MRI Dataset: Training/ and Testing/, each with a folder a class. A tree without
+these two, classes at its top, is one part named "".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+
+CLASSES = ("glioma", "meningioma", "notumor", "pituitary")  # class codes 0, 1, 2, 3
+PARTS = ("Training", "Testing")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
+PREPROCESSED = "preprocessed"  # a folder of this name holds copies: it is passed over
+SMALLEST = 16  # pixels: below, nothing can be seen
+
+
+@dataclass(frozen=True)
+class Image:
+    """One file of the data set."""
+
+    path: Path
+    name: str  # below the data set's folder, such as Training/glioma/Tr-gl_0010.jpg
+    part: str  # Training, Testing, or "" where the tree is not divided
+    label: str  # name of its class
+
+
+def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[Image]:
+    """All images below a folder, sorted by name; the data set may lie one folder deeper, as an archive unpacks.
+
+    Args:
+        classes: the folders that may be there, and must each hold an image somewhere; None takes any.
+
+    Raises:
+        FileNotFoundError: no folder, or no image in it.
+        ValueError: a folder is no class, or a class has no image.
+    """
+    root = _root(folder)
+    parts = [part for part in PARTS if (root / part).is_dir()]
+    images = []
+    for part in parts or [""]:
+        for label in _folders(root / part):
+            if classes is not None and label not in classes:
+                raise ValueError(f"{root / part / label} is no class: the folders must be {', '.join(classes)}")
+            files = sorted(path for path in (root / part / label).iterdir() if path.suffix.lower() in SUFFIXES)
+            images += [Image(path, path.relative_to(root).as_posix(), part, label) for path in files]
+            if not files and classes is not None:
+                raise ValueError(f"{root / part / label} holds no image: fetch the data set again, or fill the folder")
+    if not images:
+        raise FileNotFoundError(f"no image in {folder}: it must hold Training/ and Testing/ with a folder a class")
+    for part in parts or [""]:
+        there = {image.label for image in images if image.part == part}
+        if classes is not None and (missing := set(classes) - there):
+            raise ValueError(f"{root / part} lacks the class {min(missing)}: add it, or fetch the set again")
+    return images
+
+
+def _root(folder: Path) -> Path:
+    """The folder that holds Training/ or Testing/: the given one, or one inside it."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: see README for how to get the data set")
+    for candidate in (folder, *(folder / name for name in _folders(folder))):
+        if any((candidate / part).is_dir() for part in PARTS):
+            return candidate
+    return folder
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and path.name != PREPROCESSED and path.name[0] != "."
+    )
+
+
+def read_gray(path: Path) -> np.ndarray:
+    """The pixels of an image of any mode as (H, W) uint8.
+
+    Colours become their luminance, transparent pixels black, more than 8 bits are scaled to what the image uses.
+
+    Raises:
+        ValueError: not an image, damaged, cut off, or too small to show anything.
+    """
+    try:
+        with Pillow.open(path) as image:
+            image.draft("L", None)  # a JPEG then decodes its luminance alone
+            image.load()
+            pixels = _to_gray(image)
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: replace or remove it ({error})") from error
+    if min(pixels.shape) < SMALLEST:
+        raise ValueError(f"{path} has only {pixels.shape[1]} x {pixels.shape[0]} pixels: replace or remove it")
+    return pixels
+
+
+def _to_gray(image: Pillow.Image) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits
+        deep = np.nan_to_num(np.asarray(image, np.float64))
+        low, high = deep.min(), deep.max()
+        return ((deep - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Pillow.alpha_composite(Pillow.new("RGBA", image.size, "black"), image)
+    return np.asarray(image.convert("L"))

@@ -1,0 +1,58 @@
+"""Which patient an image of the Brain Tumor MRI Dataset shows, and its class where the folder's is wrong.
+
+The set comes without patients. Most of its tumour images are slices of the set of Cheng et al. 2015
+(doi:10.1371/journal.pone.0140381; Figshare 1512427: 3064 slices of 233 patients), which names them. Each of the 5023
+tumour images was compared with each of those slices, as it is and mirrored, by correlation at 64x64 pixels: 4750 have
+a slice at more than 0.999 (the lowest at 0.99965), the other 273 none at more than 0.885. The table lists the 4750.
+All 233 patients occur. Four images in the folder pituitary are slices of meningiomas; the table has their true class:
+Te-piTr_0002, Tr-pi_0043, Tr-pi_0515, Tr-pi_0520. Nothing is known of the patients of notumor, which is not of that set.
+
+Names such as MR051644, MR051644B and MR051644C count as three patients here, as their publishers count them.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets.images import CLASSES, Image
+
+TABLE = Path(__file__).with_name("brain_tumor_mri_patients.csv")  # columns file, patient, label
+OWN = "patients.csv"  # the same for another data set, in its folder
+
+
+class Known(NamedTuple):
+    """What the table knows of an image."""
+
+    patient: str  # "" where unknown
+    label: str  # the corrected class
+
+
+def load(path: Path = TABLE) -> dict[str, Known]:
+    """The table, by the stem of the file: Tr-gl_0010 for Training/glioma/Tr-gl_0010.jpg, whatever its ending.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: a column is missing, or a stem stands there twice.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no table {path}: take it from the project again")
+    table: dict[str, Known] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if missing := {"file", "patient", "label"} - {key for key, value in row.items() if value is not None}:
+                raise ValueError(f"{path} lacks {min(missing)} in a row: its columns must be file, patient, label")
+            if (stem := Path(row["file"]).stem) in table:
+                raise ValueError(f"{path} has {stem} twice: remove one of the rows")
+            table[stem] = Known(row["patient"], row["label"])
+    return table
+
+
+def look_up(images: Sequence[Image], table: Mapping[str, Known]) -> list[Known]:
+    """Patient and class of each image; "" and its folder's class where the table does not know it."""
+    found = []
+    for image in images:
+        known = table.get(image.path.stem, Known("", image.label))
+        # a folder of another name than the set's four classes is left what it is
+        found.append(known if image.label in CLASSES else Known(known.patient, image.label))
+    return found

@@ -1,0 +1,116 @@
+"""Crop the margins around the head, and bring every image to 256 x 256.
+
+    python datasets/preprocessing.py                    # datasets/classification, into its folder preprocessed
+    python datasets/preprocessing.py FOLDER TARGET
+
+The largest outline of what is not background gives the crop, as in https://pyimagesearch.com/2016/04/11/ (extreme
+points of a contour). The originals stay as they are. Training does the same on the fly and does not need the files.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from datasets.images import PREPROCESSED, Image, find_images, read_gray
+from datasets.parallel import ahead
+from utils.files import replacing
+
+SIDE = 256  # pixels
+BLUR = 5  # pixels, width of the smoothing before the outline is taken
+STRONG = 0.4  # share of the area below which a crop is reported: look at it
+ROOT = Path(__file__).resolve().parent
+
+
+def crop_box(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Where the head is in a gray image (H, W) uint8: top, bottom, left, right; all of it where nothing stands out.
+
+    A white frame is background too, and so is the black margin that it may enclose: hence two passes.
+    """
+    top, left = 0, 0
+    bottom, right = image.shape
+    for _ in range(2):
+        up, down, near, far = _outline(image[top:bottom, left:right])
+        top, bottom, left, right = top + up, top + down, left + near, left + far
+    return top, bottom, left, right
+
+
+def _outline(image: np.ndarray) -> tuple[int, int, int, int]:
+    """The extreme points of the largest outline, as `crop_box` returns them."""
+    import cv2
+    import imutils
+
+    height, width = image.shape
+    frame = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    white = np.median(frame) > 200
+    smooth = cv2.GaussianBlur(255 - image if white else image, (BLUR, BLUR), 0)
+    threshold = 0.12 * np.percentile(smooth, 99)
+    found = (smooth > threshold).astype(np.uint8)
+    found = cv2.morphologyEx(found, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))  # erode, dilate: specks go
+    outlines = imutils.grab_contours(cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE))
+    if not outlines:
+        return 0, height, 0, width
+    x, y, w, h = cv2.boundingRect(max(outlines, key=cv2.contourArea))
+    rim = BLUR // 2 if white else 0  # where the frame was blurred into the image
+    return y + rim, y + h - rim, x + rim, x + w - rim
+
+
+def prepare(image: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """Crop a gray image (H, W) uint8 to the head and resize it to (side, side)."""
+    import cv2
+
+    top, bottom, left, right = crop_box(image)
+    head = image[top:bottom, left:right]
+    shrink = min(head.shape) > side
+    return cv2.resize(head, (side, side), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+
+
+def preprocess_folder(source: Path, target: Path) -> list[str]:
+    """Write the images of a data set, cropped and resized, as PNG files in the same tree below `target`.
+
+    Files that are there already are kept, so that a second call goes on where the first was stopped. A damaged image is
+    left out; an image whose crop is strong is written and reported.
+
+    Returns:
+        A sentence for each image that somebody should look at.
+
+    Raises:
+        FileNotFoundError, ValueError: see `datasets.images.find_images`.
+        OSError: no space left; no file is half-written.
+    """
+    from tqdm import tqdm
+
+    def work(image: Image) -> str:
+        out = (target / image.name).with_suffix(".png")
+        if out.exists():
+            return ""
+        try:
+            pixels = read_gray(image.path)
+        except ValueError as error:
+            return str(error)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as temporary:
+            Pillow.fromarray(prepare(pixels)).save(temporary, "png")
+        top, bottom, left, right = crop_box(pixels)
+        share = (bottom - top) * (right - left) / pixels.size
+        return f"{image.path} was cropped to {share:.0%} of its area: look at {out}" if share < STRONG else ""
+
+    images = find_images(source)
+    done = tqdm(ahead(work, images), total=len(images), desc="cropping", unit="image", dynamic_ncols=True)
+    return [sentence for sentence in done if sentence]
+
+
+def main(source: Path = ROOT / "classification", target: Path | None = None, /) -> None:
+    """Crop and resize all images below SOURCE; the default TARGET is SOURCE/preprocessed."""
+    target = target or source / PREPROCESSED
+    sentences = preprocess_folder(source, target)
+    print("\n".join([*sentences, f"{target} is ready; {len(sentences)} images to look at"]))
+
+
+if __name__ == "__main__":
+    from utils import cli
+
+    cli.run(main, __doc__)

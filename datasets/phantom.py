@@ -11,11 +11,8 @@ Volumes are (240, 240, 155) voxels of 1 mm: right to left, anterior to posterior
 
 import gzip
 import io
-import json
 import os
-import shutil
 import sys
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -27,6 +24,7 @@ import numpy as np
 
 from datasets.mri_signal import SEQUENCES, TISSUES, Tissue, signal
 from datasets.phantom_anatomy import BOX, ED, ET, NCR, SHAPE, Maps, draw_lesion, make_anatomy, smooth_noise
+from datasets.phantom_folder import building
 
 VERSION = 2  # raise it when the arrays change: data sets of another version are written anew
 AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=float)
@@ -116,28 +114,12 @@ def write_phantom(
     if patients < 1 or seed < 0 or layout not in get_args(Layout):
         raise ValueError(f"no phantom has {patients} patients, seed {seed} and layout {layout}")
     parameters = {"version": VERSION, "patients": patients, "seed": seed, "layout": layout}
-    target = Path(folder).resolve()
-    made = target / "phantom.json"
-    if made.is_file():
-        if json.loads(made.read_text()) == parameters:
-            return folder
-    elif target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{folder} holds something else than a phantom: choose another folder")
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    part, old = (target.with_name(f".{target.name}-{uuid.uuid4().hex}.{end}") for end in ("part", "old"))
-    try:
-        part.mkdir(parents=True)
-        with ProcessPoolExecutor(min(patients, workers or cores or 1), get_context("spawn")) as pool:
-            done = pool.map(partial(write_patient, part, seed, layout), range(1, patients + 1))
-            list(tqdm(done, desc=f"phantom, {layout}", unit="patient", total=patients))
-        (part / made.name).write_text(json.dumps(parameters))
-        if target.exists():
-            target.rename(old)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with building(folder, parameters) as part:
+        if part is not None:
+            with ProcessPoolExecutor(min(patients, workers or cores or 1), get_context("spawn")) as pool:
+                done = pool.map(partial(write_patient, part, seed, layout), range(1, patients + 1))
+                list(tqdm(done, desc=f"phantom, {layout}", unit="patient", total=patients))
     return folder
 
 

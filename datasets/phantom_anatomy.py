@@ -15,8 +15,9 @@ BOX = (slice(44, 196), slice(29, 221), slice(0, 152))  # where in SHAPE the brai
 COARSE = (76, 96, 76)  # the box at 2 mm, where shapes are computed
 NCR, ED, ET = 1, 2, 4
 Maps = dict[str, np.ndarray]
+Table = dict[str, list[tuple[tuple[float, ...], tuple[float, ...]]]]
 
-ELLIPSOIDS: dict[str, list[tuple[tuple[float, ...], tuple[float, ...]]]] = {  # centre and radii in mm, mirrored
+ELLIPSOIDS: Table = {  # centre and radii in mm, mirrored
     "cerebrum": [((0, -1, 2), (66, 84, 63)), ((0, 0, 12), (67, 80, 50))],
     "temporal": [((42, 0, -24), (23, 38, 22)), ((36, -20, -30), (20, 24, 19))],
     "cerebellum": [((20, 46, -46), (32, 31, 23)), ((0, 48, -44), (12, 26, 20))],
@@ -62,11 +63,11 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], doublings: in
     return field / field.std()
 
 
-def distance(points: np.ndarray, *names: str) -> np.ndarray:
-    """Approximate signed distance in mm, negative inside, from points (3, ...) to a union of ELLIPSOIDS."""
+def distance(points: np.ndarray, *names: str, table: Table = ELLIPSOIDS) -> np.ndarray:
+    """Approximate signed distance in mm, negative inside, from points (3, ...) to a union of a table's ellipsoids."""
     points = np.stack([np.abs(points[0]), points[1], points[2]])
     nearest = np.full(points.shape[1:], np.inf, dtype=np.float32)
-    for centre, radii in (ellipsoid for name in names for ellipsoid in ELLIPSOIDS[name]):
+    for centre, radii in (ellipsoid for name in names for ellipsoid in table[name]):
         scaled = np.stack([(points[i] - centre[i]) / radii[i] for i in range(3)])
         radius = np.sqrt((scaled**2).sum(axis=0))  # 1 on the surface
         slope = np.sqrt(sum((scaled[i] / radii[i]) ** 2 for i in range(3)))
@@ -102,22 +103,31 @@ def deform(rng: np.random.Generator, lesion: Lesion) -> tuple[np.ndarray, np.nda
     grid += np.stack([2.5 * smooth_noise(rng, COARSE, 4) + smooth_noise(rng, COARSE, 2) for _ in grid])
     grid /= column(rng.uniform(0.94, 1.02, 3))
     grid[0] /= 1 + 0.0012 * grid[1]  # narrower in front
-    away, reach = grid - column(lesion.centre), lesion.core + 8
-    push = 0.45 * lesion.core / reach * np.exp(0.5 - 0.5 * (away**2).sum(axis=0) / reach**2)
-    return grid, grid - push * away
+    return grid, push(grid, lesion)
 
 
-def fold(rng: np.random.Generator, points: np.ndarray) -> np.ndarray:
-    """Approximate distance in mm from points (3, 76, 96, 76) to the nearest sheet on which a sulcus can lie: the
-    zeros of band-limited noise, drawn out from the middle of each hemisphere to meet its surface at right angles."""
+def push(points: np.ndarray, lesion: Lesion) -> np.ndarray:
+    """Where points (3, x, y, z) lay before the mass of the tumour pushed them away from its centre."""
+    away, reach = points - column(lesion.centre), lesion.core + 8
+    share = 0.45 * lesion.core / reach * np.exp(0.5 - 0.5 * (away**2).sum(axis=0) / reach**2)
+    return points - share * away
+
+
+def folds(rng: np.random.Generator) -> np.ndarray:
+    """Band-limited noise at 2 mm whose zeros are where sulci can lie: float32 (76, 96, 76)."""
+    noise = smooth_noise(rng, COARSE, 2)
+    return noise - ndimage.gaussian_filter(noise, 4)
+
+
+def fold(noise: np.ndarray, points: np.ndarray, spacing: float = 2.0) -> np.ndarray:
+    """Approximate distance in mm from a grid of points (3, x, y, z) to the nearest sheet on which a sulcus can lie: the
+    zeros of `folds`, drawn out from the middle of each hemisphere to meet its surface at right angles."""
     middle = np.stack([30 * np.sign(points[0]), 0 * points[0], 0 * points[0] + 4])
     radius = np.sqrt((((points - middle) / column((40, 80, 60))) ** 2).sum(axis=0))
     drawn = middle + 0.8 * (points - middle) / (radius + 0.1) ** 0.8
-    noise = smooth_noise(rng, COARSE, 2)
-    noise -= ndimage.gaussian_filter(noise, 4)
     index = [(p + n - 1) / 2 for p, n in zip(drawn, COARSE, strict=True)]
-    folds = ndimage.map_coordinates(noise, index, order=1, mode="reflect")
-    return folds / (np.sqrt(sum(g**2 for g in np.gradient(folds, 2.0))) + 0.03)
+    value = ndimage.map_coordinates(noise, index, order=1, mode="reflect")
+    return value / (np.sqrt(sum(g**2 for g in np.gradient(value, spacing))) + 0.03)
 
 
 def make_anatomy(rng: np.random.Generator, lesion: Lesion) -> tuple[np.ndarray, Maps, np.ndarray]:
@@ -125,7 +135,7 @@ def make_anatomy(rng: np.random.Generator, lesion: Lesion) -> tuple[np.ndarray, 
     float32 (voxels of the brain,); the labels of these voxels, uint8."""
     before, points = deform(rng, lesion)
     coarse = {name: distance(points, name) for name in ELLIPSOIDS}
-    coarse |= {"x": points[0], "y": points[1], "z": points[2], "sheet": fold(rng, points)}
+    coarse |= {"x": points[0], "y": points[1], "z": points[2], "sheet": fold(folds(rng), points)}
     coarse["depth"] = -hull(before)  # the skull does not give way
     stretch = column(np.exp(rng.normal(0, 0.15, 3)))
     coarse["lesion"] = np.sqrt((((before - column(lesion.centre)) * stretch) ** 2).sum(axis=0))

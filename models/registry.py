@@ -7,6 +7,10 @@ from typing import Any
 from models.base import Model
 
 MODELS = {  # the file -> the class in it
+    "custom_cnn": "CustomCNN",
+    "alexnet": "AlexNet",
+    "vgg16": "VGG16",
+    "vit": "VisionTransformer",
     "classic_unet": "ClassicUNet",
     "improved_unet": "ImprovedUNet",
     "attention_unet": "AttentionUNet",

@@ -18,7 +18,7 @@ class Augmentation:
     rotation: float = 20.0  # degrees, either way
     scale: float = 0.2  # relative, either way
     shift: float = 0.05  # of the side, either way
-    flip: bool = True  # left and right, the first image axis in BraTS order
+    flip: int | None = -2  # the axis that runs from left to right: the first of a slice in BraTS order
     contrast: float = 0.2  # relative change of each modality's intensities
     brightness: float = 0.2  # added to each modality inside the brain, standard deviations
     gamma: float = 0.2  # bends each modality's intensities: sign(x) |x|^(1 + g)
@@ -33,10 +33,14 @@ class Augmentation:
             masks: (B, H, W) integer label map.
             generator: of the CPU: the few numbers a sample needs are drawn there, alike for every device.
         """
-        grid = F.affine_grid(self._affine(images, generator), list(images.shape), align_corners=False)
-        images = F.grid_sample(self._contrast(images, generator), grid, align_corners=False)
+        images, grid = self._image(images, generator)
         moved = F.grid_sample(masks[:, None].to(images.dtype), grid, mode="nearest", align_corners=False)
         return images, moved[:, 0].to(masks.dtype)
+
+    def _image(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """The changed images, and the grid (B, H, W, 2) by which they were moved."""
+        grid = F.affine_grid(self._affine(images, generator), list(images.shape), align_corners=False)
+        return F.grid_sample(self._contrast(images, generator), grid, align_corners=False), grid
 
     def _affine(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """(B, 2, 3) maps from output to input in the normalised coordinates of `affine_grid` (x = W, y = H)."""
@@ -47,9 +51,10 @@ class Augmentation:
 
         angle, zoom = uniform(math.radians(self.rotation)), 1 + uniform(self.scale)
         flip = torch.where(uniform(1.0) > 0, 1.0, -1.0) if self.flip else torch.ones(batch)
+        fx, fy = (flip, torch.ones(batch)) if self.flip == -1 else (torch.ones(batch), flip)
         cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
         aspect = height / width  # x and y are normalised by different lengths
-        rows = [cos, -sin * aspect * flip, uniform(self.shift), sin / aspect, cos * flip, uniform(self.shift)]
+        rows = [cos * fx, -sin * aspect * fy, uniform(self.shift), sin / aspect * fx, cos * fy, uniform(self.shift)]
         return torch.stack(rows, dim=1).view(batch, 2, 3).to(images.device)
 
     def _contrast(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -61,3 +66,26 @@ class Augmentation:
         gain, offset, bend = 1 + uniform(self.contrast), uniform(self.brightness), 1 + uniform(self.gamma)
         changed = images.sign() * images.abs().pow(bend) * gain + offset
         return torch.where(images == 0, 0.0, changed)
+
+
+@dataclass(frozen=True)
+class ImageAugmentation(Augmentation):
+    """The same for images that have a class instead of a mask; the defaults are the recipe of the classifiers."""
+
+    rotation: float = 15.0
+    scale: float = 0.15
+    shift: float = 0.08
+    flip: int | None = -1
+
+    def __call__(
+        self, images: torch.Tensor, classes: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change a batch.
+
+        Args:
+            images: (B, C, H, W) float, background 0; gray: all channels alike.
+            classes: (B,), returned as they are.
+            generator: of the CPU.
+        """
+        changed, _ = self._image(images[:, :1], generator)
+        return changed.expand_as(images), classes

@@ -25,6 +25,7 @@ class Batches:
         share: at most this share of an epoch's samples are rare ones.
         augment: called as augment(images, targets, generator) on the device.
         resident: keep the whole store in the memory of a GPU, if it fits: for what is read many times.
+        prepare: makes of the stored images, (B, C, H, W) float, what the model takes; before augmentation.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Batches:
         share: float = 1.0,
         augment: Augment | None = None,
         resident: bool = False,
+        prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.store, self.rows, self.batch_size, self.device = store, rows, batch_size, device
-        self.seed, self.augment = seed, augment
+        self.seed, self.augment, self.prepare = seed, augment, prepare
         rare = np.zeros(len(rows), bool) if rare is None else rare
         self.common, self.rare = rows[~rare], rows[rare]
         wanted = round(share * len(self.common) / (1 - share)) if share < 1 else len(self.rare)
@@ -94,7 +96,9 @@ class Batches:
                 images, targets = pending.pop().result()
                 if rows is not None:
                     pending.append(pool.submit(self._gather, rows))
-                yield images.to(self.device, non_blocking=True).float(), targets.to(self.device, non_blocking=True)
+                images = images.to(self.device, non_blocking=True).float()
+                images = self.prepare(images) if self.prepare is not None else images
+                yield images, targets.to(self.device, non_blocking=True)
 
     def _gather(self, rows: np.ndarray) -> Batch:
         index = torch.from_numpy(rows).to(self.images.device)

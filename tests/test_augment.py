@@ -46,7 +46,7 @@ def test_the_same_generator_gives_the_same_batch() -> None:
 
 def test_contrast_leaves_background_and_masks() -> None:
     images, masks = batch()
-    still = Augmentation(rotation=0, scale=0, shift=0, flip=False)
+    still = Augmentation(rotation=0, scale=0, shift=0, flip=None)
     changed, labels = still(images, masks, torch.Generator().manual_seed(0))
     assert torch.equal(labels, masks)
     assert (changed[images == 0].abs() < 1e-5).all()

@@ -108,3 +108,10 @@ def test_tables_and_choice_of_patients(tmp_path: Path) -> None:
     assert [chosen[kind]["case"] for kind in ("best", "median", "worst")] == ["c0", "c2", "c1"]
     found = results.headline(rows, counts, CLASSES)
     assert found["patients"]["dice_WT"] == pytest.approx(0.55) and found["slices"]["dice_ET"] == pytest.approx(0.4)
+
+
+def test_two_visits_are_not_two_patients() -> None:
+    visits = (("a1", 0.2), ("a2", 0.6), ("b1", 1.0))
+    rows = [{"case": case, "patient": case[0], "dice_WT": dice} for case, dice in visits]
+    mean, low, high = evaluate.summary(rows)["dice_WT"]
+    assert mean == pytest.approx(0.7) and (low, high) == (pytest.approx(0.4), pytest.approx(1.0))

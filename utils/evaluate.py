@@ -114,6 +114,14 @@ def score(
 
 
 def summary(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, tuple[float, float, float]]:
-    """Mean over scans of each score, with the ends of its 95 % interval (bootstrap over scans)."""
+    """Mean over patients of each score, with the ends of its 95 % interval (bootstrap over patients).
+
+    Several cases of one patient count as their mean: two visits are not two patients.
+    """
     names = [name for name in rows[0] if name not in ("case", "patient")]
-    return {name: metrics.mean_interval([float(row[name]) for row in rows], seed=seed) for name in names}
+    patients = list(dict.fromkeys(row["patient"] for row in rows))
+
+    def of_patients(name: str) -> list[float]:
+        return [float(np.mean([row[name] for row in rows if row["patient"] == patient])) for patient in patients]
+
+    return {name: metrics.mean_interval(of_patients(name), seed=seed) for name in names}

@@ -24,7 +24,8 @@ def metric_table(counts: torch.Tensor, classes: Sequence[str]) -> str:
 def region_table(rows: Sequence[Mapping[str, Any]], regions: Sequence[str]) -> str:
     """Mean over patients and 95 % interval of Dice and HD95 of each region, as a Markdown table."""
     found = summary(rows)
-    lines = [f"| {len(rows)} patients | Dice | HD95 (mm) |", "|---|---|---|"]
+    patients = len({row["patient"] for row in rows})
+    lines = [f"| {patients} patients | Dice | HD95 (mm) |", "|---|---|---|"]
     for region in regions:
         dice, hd95 = found[f"dice_{region}"], found[f"hd95_{region}"]
         lines.append(

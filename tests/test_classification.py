@@ -1,0 +1,104 @@
+"""Metrics of classification against scikit-learn and hand-made tables; calibration; figures."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sklearn_metrics
+from torch import nn
+
+from utils import classification as c
+from utils import classification_plots
+
+CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
+
+
+def made_up(n: int = 400, seed: int = 0, sharpness: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, n)
+    logits = rng.normal(size=(n, 4))
+    logits[np.arange(n), labels] += sharpness
+    return logits, labels
+
+
+def test_scores_agree_with_scikit_learn() -> None:
+    logits, labels = made_up()
+    scores, predicted = c.scores(logits, labels, CLASSES), logits.argmax(axis=1)
+    assert scores["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, predicted))
+    expected = sklearn_metrics.precision_recall_fscore_support(labels, predicted)
+    for metric, values in zip(("precision", "recall", "f1"), expected, strict=False):
+        assert [scores[f"{metric}_{name}"] for name in CLASSES] == pytest.approx(list(values))
+        assert scores[f"{metric}_mean"] == pytest.approx(np.mean(values))
+    auroc = sklearn_metrics.roc_auc_score(labels, c.softmax(logits), multi_class="ovr", average="macro")
+    assert scores["auroc"] == pytest.approx(auroc)
+    table = sklearn_metrics.confusion_matrix(labels, predicted)
+    np.testing.assert_array_equal(c.confusion(labels, predicted, 4), table)
+
+
+def test_scores_by_hand() -> None:
+    logits = np.log(np.array([[0.7, 0.1, 0.1, 0.1], [0.6, 0.2, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]]))
+    scores = c.scores(logits, np.array([0, 1, 3]), CLASSES)
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["confidence"] == pytest.approx(2 / 3)
+    assert scores["margin"] == pytest.approx(np.mean([np.log(7), np.log(3), np.log(7)]))
+    assert np.isnan(scores["recall_notumor"]) and scores["recall_mean"] == pytest.approx(2 / 3)
+    # 0.7 and 0.7 lie in one bin, all right; 0.6 in another, wrong
+    assert scores["ece"] == pytest.approx((2 * 0.3 + 0.6) / 3)
+
+
+def test_a_temperature_calibrates_an_overconfident_model_and_leaves_its_decisions() -> None:
+    logits, labels = made_up(4000, sharpness=2.0)
+    honest = c.fit_temperature(logits, labels)
+    overconfident = 5 * logits
+    temperature = c.fit_temperature(overconfident, labels)
+    assert temperature == pytest.approx(5 * honest, rel=1e-3)
+    before = c.calibration_error(c.softmax(overconfident), labels)
+    after = c.calibration_error(c.softmax(overconfident, temperature), labels)
+    assert before > 0.1 and after < 0.03
+    assert (c.softmax(overconfident, temperature).argmax(axis=1) == overconfident.argmax(axis=1)).all()
+
+
+def test_an_interval_over_groups_is_wider_than_one_over_images() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 10)
+    right = np.repeat(rng.random(40) < 0.8, 10)  # a patient is right or wrong as a whole
+    accuracy, low, high = c.accuracy_interval(right, groups)
+    _, near, far = c.accuracy_interval(right, np.arange(400))
+    assert accuracy == right.mean() and low < near < accuracy < far < high
+    share = right.mean()
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 40), rel=0.15)
+    assert far - near == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 400), rel=0.15)
+
+
+class Brightness(nn.Module):
+    """Logits that depend on the left half of the image alone."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        left = images[..., : images.shape[-1] // 2].mean(dim=(1, 2, 3))
+        return torch.stack([left, -left], dim=1)
+
+
+def test_mirroring_takes_both_sides_and_batches_do_not_matter() -> None:
+    images, labels = torch.rand(10, 1, 8, 8), torch.arange(10) % 2
+    mirrored, truth = c.logits_of(Brightness(), [(images, labels)], mirror=True)
+    both = images.double().mean(dim=(1, 2, 3)).numpy()
+    np.testing.assert_allclose(mirrored[:, 0], both, rtol=1e-5)
+    plain, _ = c.logits_of(Brightness(), [(images, labels)])
+    assert not np.allclose(plain, mirrored)
+    parts, _ = c.logits_of(Brightness(), zip(images.split(3), labels.split(3), strict=True), mirror=True)
+    np.testing.assert_allclose(parts, mirrored, rtol=1e-6)
+    np.testing.assert_array_equal(truth, labels.numpy())
+
+
+def test_figures_show_what_they_are_given() -> None:
+    logits, labels = made_up()
+    table = c.confusion(labels, logits.argmax(axis=1), 4)
+    figure = classification_plots.confusion_matrix(table, CLASSES)
+    assert [text.get_text() for text in figure.axes[0].texts] == [str(count) for count in table.ravel()]
+    left, right = classification_plots.calibration(logits, labels, 2.0).axes
+    assert len(left.lines) == 3 and left.get_legend() is not None
+    assert "right" in right.get_legend().get_texts()[0].get_text()
+    rows = [{"image": np.zeros((8, 8)), "title": f"{number}"} for number in range(30)]
+    page = classification_plots.mistakes(rows)
+    assert sum(bool(axes.images) for axes in page.axes) == 24
+    with pytest.raises(ValueError, match="no mistakes"):
+        classification_plots.mistakes([])

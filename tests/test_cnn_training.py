@@ -1,0 +1,177 @@
+"""The classification scripts as their users run them, on a small tree of made-up heads."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+import models
+from datasets.image_store import group_names, open_images
+from datasets.images import CLASSES
+from tests.test_images import head
+from training import classification, stages
+from training.cnn_training import main
+from training.options import CNNOptions, ImageOptions, ViTOptions
+from utils import cli
+
+TRAINING = Path(__file__).parents[1] / "training"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads with a bright spot in a corner of the class: 3 patients a class and part, 2 images a patient."""
+    folder = tmp_path_factory.mktemp("data") / "heads"
+    rng = np.random.default_rng(0)
+    rows = []
+    for part, count in (("Training", 5), ("Testing", 2)):
+        for code, label in enumerate(CLASSES):
+            (folder / part / label).mkdir(parents=True)
+            for patient in range(count):
+                noise = rng.integers(0, 60, (120, 100))
+                for number in range(2):
+                    image = head(box=(4, 116, 4, 96)).astype(int) + noise + rng.integers(0, 40, (120, 100))
+                    image[40 + 30 * (code // 2) :, 30 + 30 * (code % 2) :][:12, :12] = 255
+                    name = f"{part}/{label}/{part[:2]}-{label[:2]}_{patient}{number}.png"
+                    Pillow.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / name)
+                    rows.append({"file": name, "patient": f"{part}{label}{patient}", "label": label})
+    with (folder / "patients.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["file", "patient", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+@pytest.fixture
+def options(tree: Path, tmp_path: Path) -> CNNOptions:
+    return CNNOptions(
+        data=tree, image_size=72, epochs=1, batch_size=8, val=0.4, cache=tmp_path / "cache", device="cpu",
+        name=str(tmp_path / "run"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["custom_cnn", "alexnet", "vgg16", "vit"])
+def test_one_epoch_leaves_all_results(options: CNNOptions, model: str, tmp_path: Path) -> None:
+    script = "vit_training.py" if model == "vit" else "cnn_training.py"
+    size = "32" if model in ("vit", "vgg16") else "72"
+    done = subprocess.run(
+        [sys.executable, str(TRAINING / script), "--model", model, "--data", str(options.data), "--image-size", size,
+         "--epochs", "1", "--batch-size", "8", "--val", "0.4", "--cache", str(options.cache), "--device", "cpu",
+         "--name", str(options.folder)],
+        capture_output=True, text=True, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    left = {path.name for path in options.folder.iterdir()}
+    assert {f"{models.MODELS[model]}.safetensors", "history.csv", "metrics.csv", "predictions.csv", "results.md",
+            "curves.png", "confusion.png", "calibration.png", "split.json", "last.pt", "best.pt"} <= left  # fmt: skip
+    assert "accuracy" in done.stdout and "both sides" in done.stdout
+    rows = list(csv.DictReader((options.folder / "predictions.csv").open()))
+    assert len(rows) == 16
+    for row in rows:
+        probabilities = [float(row[name]) for name in CLASSES]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+        assert row["prediction"] == CLASSES[int(np.argmax(probabilities))] and row["file"].split("/")[1] == row["truth"]
+    history = list(csv.DictReader((options.folder / "history.csv").open()))
+    assert len(history) == 1 and {"loss", "lr", "accuracy", "recall_glioma", "ece"} <= set(history[0])
+
+
+def test_help_needs_no_torch() -> None:
+    for script in ("cnn_training.py", "vit_training.py"):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", str(TRAINING / script), "--help"], capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "--label-smoothing" in done.stdout
+        imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+        assert not imported & {"torch", "sklearn", "matplotlib", "numpy", "cv2"}
+
+
+def test_folds_keep_patients_apart_and_evaluation_leaves_out_what_was_seen(options: CNNOptions, tmp_path: Path) -> None:
+    folds = replace(options, split="patient", fold=0, folds=3, val=0.0)
+    stages.run(folds, classification)
+    split = json.loads((folds.folder / "split.json").read_text())
+    assert split["unit"] == "patient" and not set(split["train"]) & set(split["test"])
+    header = models.read_header(folds.folder / "CustomCNN.safetensors")
+    assert header["temperature"] == 1.0 and header["classes"] == list(CLASSES)
+    asked = replace(options, evaluate=str(folds.folder / "CustomCNN.safetensors"), name=str(tmp_path / "evaluated"))
+    stages.evaluate(asked, classification)
+    files = [
+        {row["file"] for row in csv.DictReader((folder / "predictions.csv").open())}
+        for folder in (folds.folder, asked.folder)
+    ]
+    assert files[0] == files[1] and len(files[0]) < 56
+    tuned = replace(options, init=asked.evaluate, split="patient", fold=1, folds=3, name=str(tmp_path / "tuned"))
+    with pytest.raises(ValueError, match="which this split tests on"):
+        stages.run(tuned, classification)
+    with pytest.raises(ValueError, match="holds custom_cnn; this script scores vit"):
+        wrong = ViTOptions(data=options.data, evaluate=asked.evaluate, name=str(tmp_path / "wrong"))
+        stages.evaluate(wrong, classification)
+
+
+def test_the_temperature_is_fitted_on_validation_or_given(options: CNNOptions, tmp_path: Path) -> None:
+    stages.run(options, classification)
+    fitted = models.read_header(options.folder / "CustomCNN.safetensors")["temperature"]
+    given = replace(options, val=0.0, temperature=2.5, name=str(tmp_path / "given"))
+    stages.run(given, classification)
+    assert fitted != 1.0
+    assert models.read_header(given.folder / "CustomCNN.safetensors")["temperature"] == 2.5
+
+
+def test_damaged_images_are_left_out_and_groups_join_copies(tree: Path, tmp_path: Path, capfd) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "heads"
+    shutil.copytree(tree, folder)
+    (folder / "patients.csv").unlink()
+    (folder / "Training" / "glioma" / "broken.jpg").write_bytes(b"\xff\xd8 cut off")
+    first = Pillow.open(folder / "Training" / "glioma" / "Tr-gl_00.png")
+    first.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT).save(folder / "Testing" / "glioma" / "mirrored.png")
+    store = open_images(folder, tmp_path / "cache", 72)
+    assert "broken.jpg" in capfd.readouterr()[0]
+    assert store.images.shape == (57, 1, 72, 72) and store.images.dtype == np.uint8
+    groups = dict(zip(store.index["case"], store.index["patient"], strict=True))
+    assert "Training/glioma/broken.jpg" not in groups
+    assert groups["Testing/glioma/mirrored.png"] == groups["Training/glioma/Tr-gl_00.png"]
+    assert len(set(groups.values())) == 56  # nothing else is joined
+    labels = dict(zip(store.index["case"], store.targets, strict=True))
+    assert all(CLASSES[label] == name.split("/")[1] for name, label in labels.items())
+
+
+def test_a_letter_behind_the_number_is_the_same_patient() -> None:
+    thumbs = np.eye(4, 64 * 64, dtype=np.float32)
+    names = group_names(["a", "b", "c", "d"], ["MR12", "MR12B", "", "MR13"], thumbs)
+    assert names == ["MR12", "MR12", "like c", "MR13"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(("--split", "patient"), "--fold 0"), (("--fold", "0"), "no folds"), (("--data", "/nowhere"), "/nowhere"),
+     (("--split", "patient", "--fold", "0", "--folds", "30"), "cannot be dealt into 30 parts"),
+     (("--image-size", "20"), "image_size of 69 or more"), (("--model", "alexnet", "--residual"), "--residual"),
+     (("--evaluate", "ClassicUNet"), "holds classic_unet"), (("--temperature", "0"), "above 0")],
+)  # fmt: skip
+def test_bad_options_are_one_sentence(
+    options: CNNOptions, arguments: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    start = ["--val", "0.4", "--data", options.data, "--cache", options.cache, "--name", options.name]
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, start), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(main, CNNOptions, None)
+    assert stop.value.code == cli.BAD_INPUT
+    assert sentence in capsys.readouterr().err
+    assert not (options.folder / "options.json").exists()
+
+
+@pytest.mark.real_data
+def test_one_epoch_on_the_real_set_learns_more_than_half(real_data: Path, tmp_path: Path) -> None:
+    run = CNNOptions(
+        data=real_data / "classification", epochs=1, cache=tmp_path / "cache", name=str(tmp_path / "run"), device="cpu"
+    )
+    stages.run(run, classification)
+    row = next(csv.DictReader((run.folder / "history.csv").open()))
+    assert float(row["accuracy"]) > 0.5
+    assert isinstance(run, ImageOptions)

@@ -1,0 +1,122 @@
+"""Classification as a task for `training.stages`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from datasets import group_splits
+from datasets.augment import ImageAugmentation
+from datasets.batches import Batches
+from datasets.image_store import open_images
+from datasets.images import CLASSES
+from datasets.phantom_slices import write_image_phantom
+from datasets.splits import Split
+from datasets.store import Store
+from training.options import ROOT, ImageOptions
+from training.stages import precision
+from utils import classification, classification_plots, classification_results, plots
+from utils.train import Recipe, fit
+
+
+def open_data(options: ImageOptions, preprocessing: Mapping[str, Any] | None = None) -> Store:
+    """The store of the data that the options name; of the phantom where there is none."""
+    folder = options.data
+    if folder == ImageOptions.data and not (folder.is_dir() and any(folder.iterdir())):
+        print(f"No data in {folder}: using the built-in phantom. Real data: python datasets/download.py classification")
+        folder = write_image_phantom(ROOT / "datasets" / "phantom_slices")
+    return open_images(folder, options.cache, (preprocessing or vars(options))["image_size"])
+
+
+def make_split(options: ImageOptions, store: Store) -> Split:
+    """The official test set, or a fold of the groups."""
+    if options.split == "official":
+        return group_splits.official(store, options.val, options.seed)
+    assert options.fold is not None
+    return group_splits.by_fold(store, options.fold, options.folds, options.val, options.seed)
+
+
+def prepare(images: torch.Tensor) -> torch.Tensor:
+    """(B, 1, H, W) gray levels 0 to 255 -> (B, 3, H, W) of mean square near 1.
+
+    Background stays 0: what convolutions see beyond the edge, and what augmentation fills in.
+    """
+    return (images / 64).expand(-1, 3, -1, -1)
+
+
+def train(options: ImageOptions, model: nn.Module, store: Store, split: Split, device: torch.device) -> nn.Module:
+    """Fit a model on the training part; the averaged model of the last epoch."""
+    number = precision(options, device)
+    rows = split.rows(store, "train")
+    data = Batches(
+        store, rows, options.batch_size, device, options.seed, augment=ImageAugmentation(), prepare=prepare,
+        resident=True,
+    )  # fmt: skip
+    criterion = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
+    recipe = Recipe(
+        options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
+        precision=number, save_every=options.save_every,
+    )  # fmt: skip
+    watched = split.rows(store, "val")
+    print(
+        f"{options.folder.name}: {len(rows)} images to train on, {len(watched)} to watch, "
+        f"{len(split.rows(store, 'test'))} to test; {split.about}; {device}, {number}", flush=True,
+    )  # fmt: skip
+
+    def validate(averaged: nn.Module) -> dict[str, float]:
+        logits, labels = predict(options, averaged, store, watched, device)
+        return classification.scores(logits, labels, CLASSES)
+
+    return fit(
+        model, data, criterion, recipe, options.folder, score="accuracy",
+        names=lambda rows: ", ".join(store.index["case"][rows]), validate=validate if len(watched) else None,
+    )  # fmt: skip
+
+
+def predict(
+    options: ImageOptions, model: nn.Module, store: Store, rows: np.ndarray, device: torch.device, mirror: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) and true classes (N,) of rows of the store."""
+    batches = Batches(store, rows, 256, device, prepare=prepare)
+    return classification.logits_of(model, batches, precision(options, device), mirror)
+
+
+def about(options: ImageOptions, model: nn.Module, store: Store, split: Split) -> dict[str, Any]:
+    """Classes, test-time mirroring, and the temperature: the one given, or the one that suits the validation part."""
+    temperature = options.temperature
+    watched = split.rows(store, "val")
+    if temperature is None and len(watched):
+        device = next(model.parameters()).device
+        temperature = classification.fit_temperature(*predict(options, model, store, watched, device, options.mirror))
+    return {"classes": list(CLASSES), "mirror": options.mirror, "temperature": temperature or 1.0}
+
+
+def curves(history: list[dict[str, float]]) -> Any:
+    """Loss, learning rate, recall of the watched images."""
+    return plots.curves(history, CLASSES, "recall", "recall")
+
+
+def report(
+    options: ImageOptions, title: str, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Score rows of the store; writes tables and figures; the tables as text, and the scores."""
+    device = next(model.parameters()).device
+    logits, labels = predict(options, model, store, rows, device, header["mirror"])
+    temperature, folder = header["temperature"], options.folder
+    names, groups = store.index["case"][rows], store.index["patient"][rows]
+    text, scores = classification_results.write(folder, title, logits, labels, names, groups, CLASSES, temperature)
+    table = classification.confusion(labels, logits.argmax(axis=1), len(CLASSES))
+    classification_plots.confusion_matrix(table, CLASSES).savefig(folder / "confusion.png")
+    classification_plots.calibration(logits, labels, temperature).savefig(folder / "calibration.png")
+    if mistakes := classification_results.most_confident_mistakes(logits, labels, temperature):
+        shown = [
+            {"image": store.images[rows[place], 0],
+             "title": f"{Path(names[place]).stem}: {CLASSES[labels[place]]}\ncalled {CLASSES[called]} ({sure:.0%})"}
+            for place, called, sure in mistakes
+        ]  # fmt: skip
+        classification_plots.mistakes(shown).savefig(folder / "mistakes.png")
+    print(text)
+    return text, scores

@@ -35,11 +35,6 @@ class Options:
     cache: Path = CNNOptions.cache
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    @property
-    def folder(self) -> Path:
-        """It leaves nothing behind."""
-        return Path("/nonexistent")
-
 
 def theirs(options: Options, device: Any) -> float:
     """Images a second of the plain loop."""
@@ -80,6 +75,8 @@ def ours(options: Options, device: Any, store: Any) -> float:
     from datasets.batches import Batches
     from training.classification import prepare
     from utils.device import best_precision
+    from utils.journal import Journal
+    from utils.losses import CrossEntropy
     from utils.signals import StopRequest
     from utils.train import Recipe, Run, train_one_epoch
 
@@ -87,10 +84,10 @@ def ours(options: Options, device: Any, store: Any) -> float:
     data = Batches(store, rows, options.batch_size, device, augment=ImageAugmentation(), prepare=prepare, resident=True)
     model = models.build(options.model, image_size=options.image_size).to(device)
     run = Run(model.to(memory_format=torch.channels_last), Recipe(1, precision=best_precision(device)), len(data))
-    criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    criterion = CrossEntropy(0.1)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        train_one_epoch(run, data, criterion, Path(folder), StopRequest(), str)
+    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder), 0) as journal:
+        train_one_epoch(run, data, criterion, journal, StopRequest(), str)
     return len(rows) / (time.perf_counter() - start)
 
 
@@ -119,4 +116,7 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main, Options, __doc__)
+    import tyro
+
+    with cli.exits():
+        main(tyro.cli(Options, description=__doc__))

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.options import ROOT
+from utils import cli
 
 REGIONS = ("WT", "TC", "ET")
 Scores = dict[str, dict[str, float]]  # case -> column -> value
@@ -41,7 +42,10 @@ def read(folder: Path) -> tuple[dict[str, Scores], dict[str, list[int]]]:
         if not (found := re.fullmatch(r"(.+)_fold(\d+)of(\d+)", path.stem)):
             continue
         method, fold, folds = found[1], int(found[2]), int(found[3])
-        missing.setdefault(method, list(range(folds))).remove(fold)
+        lacking = missing.setdefault(method, list(range(folds)))
+        if fold not in lacking:
+            raise ValueError(f"{path} is no fold of {folds} beside the others of {method}: they are not one split")
+        lacking.remove(fold)
         for row in csv.DictReader(path.open()):
             if row["case"] in scores[method]:
                 raise ValueError(f"{row['case']} stands in two folds of {method} in {folder}: these are not one split")
@@ -82,15 +86,13 @@ def interval(values: list[float], digits: int) -> str:
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def main() -> None:
-    import tyro
-
-    try:
-        scores, missing = read(tyro.cli(Options, description=__doc__).folder)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def main(options: Options) -> None:
+    scores, missing = read(options.folder)
     print(table(scores, missing), differences(scores), sep="\n\n")
 
 
 if __name__ == "__main__":
-    main()
+    import tyro
+
+    with cli.exits():
+        main(tyro.cli(Options, description=__doc__))

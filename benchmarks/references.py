@@ -16,6 +16,7 @@ from utils import checkpoint, cli
 from utils.device import choose, keep_freed_memory
 from utils.files import write_text
 from utils.losses import BCE
+from utils.postprocess import MIN_VOLUME
 from utils.train import Recipe, Run, fit
 
 T1C, FLAIR = 1, 3  # channels
@@ -40,7 +41,10 @@ def run(method: str, options: UNetOptions) -> None:
         size = sum(weight.numel() for weight in model.parameters())
         trained = f"{options.epochs} epochs, " if size else ""
         title = f"{method}, {size:,} parameters, {trained}{split.about}"
-        text, _ = segmentation.report(options, title, model, store, split.rows(store, "test"), {"split": asdict(split)})
+        rows, header = split.rows(store, "test"), {"split": asdict(split), "min_volume": MIN_VOLUME}
+        measured = segmentation.measure(options, model, store, rows, header)
+        text, _ = segmentation.report(options, title, model, store, rows, header, measured)
+        print(text)
         write_text(options.folder / stages.RESULTS, text)
 
 

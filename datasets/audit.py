@@ -84,7 +84,7 @@ def inspect(folder: Path) -> Audit:
     near = near[same[near["i"]] != same[near["j"]]]
     exact = identical_pairs(digests)
     kinds = np.concatenate([np.full(len(exact), "identical"), np.where(near["mirrored"], "mirrored", "near-identical")])
-    known = patients.look_up(images, patients.load())
+    _, known = patients.look_up(images, folder)
     return Audit(images, damaged, identical(digests), np.concatenate([exact, near]), kinds, known)
 
 

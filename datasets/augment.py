@@ -11,6 +11,24 @@ import torch
 import torch.nn.functional as F
 
 
+class Draw:
+    """The random numbers of some samples of a batch, drawn for the whole batch: on every device, and in each of
+    several processes that have a part of the batch, a sample gets the same.
+
+    Args:
+        generator: of the CPU.
+        batch: samples of the whole batch.
+        mine: those that are changed here.
+    """
+
+    def __init__(self, generator: torch.Generator, batch: int, mine: slice = slice(None)) -> None:
+        self.generator, self.batch, self.mine = generator, batch, mine
+
+    def uniform(self, limit: float, *shape: int) -> torch.Tensor:
+        """Numbers between -limit and limit, (samples, *shape)."""
+        return ((2 * torch.rand(self.batch, *shape, generator=self.generator) - 1) * limit)[self.mine]
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """How far a sample may be changed; the defaults are the recipe of the U-Nets."""
@@ -23,45 +41,38 @@ class Augmentation:
     brightness: float = 0.2  # added to each modality inside the brain, standard deviations
     gamma: float = 0.2  # bends each modality's intensities: sign(x) |x|^(1 + g)
 
-    def __call__(
-        self, images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, images: torch.Tensor, masks: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         """Change a batch.
 
         Args:
             images: (B, C, H, W) float, background 0.
             masks: (B, H, W) integer label map.
-            generator: of the CPU: the few numbers a sample needs are drawn there, alike for every device.
+            draw: the random numbers of these samples.
         """
-        images, grid = self._image(images, generator)
+        images, grid = self._image(images, draw)
         moved = F.grid_sample(masks[:, None].to(images.dtype), grid, mode="nearest", align_corners=False)
         return images, moved[:, 0].to(masks.dtype)
 
-    def _image(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _image(self, images: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         """The changed images, and the grid (B, H, W, 2) by which they were moved."""
-        grid = F.affine_grid(self._affine(images, generator), list(images.shape), align_corners=False)
-        return F.grid_sample(self._contrast(images, generator), grid, align_corners=False), grid
+        grid = F.affine_grid(self._affine(images, draw), list(images.shape), align_corners=False)
+        return F.grid_sample(self._contrast(images, draw), grid, align_corners=False), grid
 
-    def _affine(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _affine(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         """(B, 2, 3) maps from output to input in the normalised coordinates of `affine_grid` (x = W, y = H)."""
         batch, _, height, width = images.shape
-
-        def uniform(limit: float) -> torch.Tensor:
-            return (2 * torch.rand(batch, generator=generator) - 1) * limit
-
-        angle, zoom = uniform(math.radians(self.rotation)), 1 + uniform(self.scale)
-        flip = torch.where(uniform(1.0) > 0, 1.0, -1.0) if self.flip else torch.ones(batch)
+        angle, zoom = draw.uniform(math.radians(self.rotation)), 1 + draw.uniform(self.scale)
+        flip = torch.where(draw.uniform(1.0) > 0, 1.0, -1.0) if self.flip else torch.ones(batch)
         fx, fy = (flip, torch.ones(batch)) if self.flip == -1 else (torch.ones(batch), flip)
         cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
         aspect = height / width  # x and y are normalised by different lengths
-        rows = [cos * fx, -sin * aspect * fy, uniform(self.shift), sin / aspect * fx, cos * fy, uniform(self.shift)]
+        across, down = draw.uniform(self.shift), draw.uniform(self.shift)
+        rows = [cos * fx, -sin * aspect * fy, across, sin / aspect * fx, cos * fy, down]
         return torch.stack(rows, dim=1).view(batch, 2, 3).to(images.device)
 
-    def _contrast(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        shape = (*images.shape[:2], 1, 1)
-
+    def _contrast(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         def uniform(limit: float) -> torch.Tensor:
-            return ((2 * torch.rand(shape, generator=generator) - 1) * limit).to(images.device)
+            return draw.uniform(limit, images.shape[1], 1, 1).to(images.device)
 
         gain, offset, bend = 1 + uniform(self.contrast), uniform(self.brightness), 1 + uniform(self.gamma)
         changed = images.sign() * images.abs().pow(bend) * gain + offset
@@ -77,15 +88,13 @@ class ImageAugmentation(Augmentation):
     shift: float = 0.08
     flip: int | None = -1
 
-    def __call__(
-        self, images: torch.Tensor, classes: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, images: torch.Tensor, classes: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         """Change a batch.
 
         Args:
             images: (B, C, H, W) float, background 0; gray: all channels alike.
             classes: (B,), returned as they are.
-            generator: of the CPU.
+            draw: the random numbers of these samples.
         """
-        changed, _ = self._image(images[:, :1], generator)
+        changed, _ = self._image(images[:, :1], draw)
         return changed.expand_as(images), classes

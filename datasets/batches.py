@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from datasets.augment import Draw
 from datasets.store import Store
 
-Augment = Callable[[torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+Augment = Callable[[torch.Tensor, torch.Tensor, Draw], tuple[torch.Tensor, torch.Tensor]]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -23,9 +24,13 @@ class Batches:
         rows: (n,) rows of the store to train on or to evaluate.
         rare: (n,) bool, True for rows of which an epoch draws only a share (such as tumour-free slices).
         share: at most this share of an epoch's samples are rare ones.
-        augment: called as augment(images, targets, generator) on the device.
+        augment: called as augment(images, targets, draw) on the device.
         resident: keep the whole store in the memory of a GPU, if it fits: for what is read many times.
         prepare: makes of the stored images, (B, C, H, W) float, what the model takes; before augmentation.
+        part: (rank, size): of each batch, the part of process `rank` of `size`.
+
+    Raises:
+        ValueError: a batch is too small to be dealt to all processes.
     """
 
     def __init__(
@@ -40,13 +45,17 @@ class Batches:
         augment: Augment | None = None,
         resident: bool = False,
         prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.store, self.rows, self.batch_size, self.device = store, rows, batch_size, device
         self.seed, self.augment, self.prepare = seed, augment, prepare
+        self.rank, self.size = part
         rare = np.zeros(len(rows), bool) if rare is None else rare
         self.common, self.rare = rows[~rare], rows[rare]
         wanted = round(share * len(self.common) / (1 - share)) if share < 1 else len(self.rare)
         self.drawn = min(wanted, len(self.rare))
+        if self.size > 1 and (smallest := self.samples // max(len(self), 1)) < self.size:
+            raise ValueError(f"{smallest} samples a batch are too few for {self.size} processes: raise --batch-size")
         self.images, self.targets = torch.from_numpy(store.images), torch.from_numpy(store.targets)
         if resident and self._fits():
             self.images, self.targets = self.images.to(device), self.targets.to(device)
@@ -71,16 +80,24 @@ class Batches:
         drawn = rng.choice(self.rare, self.drawn, replace=False)
         return rng.permutation(np.concatenate([self.common, drawn]))
 
+    def steps(self, epoch: int) -> list[np.ndarray]:
+        """The rows of each batch of an epoch; sizes differ by one at most, so that no batch is a mere rest."""
+        return np.array_split(self.order(epoch), len(self))
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from step `start` on: shuffled and augmented."""
-        order = self.order(epoch)
-        steps = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in range(start, len(self))]
-        for step, (images, targets) in enumerate(self._gathered(steps), start):
+        """The batches (or this process's part of them) of an epoch from step `start` on: shuffled and augmented."""
+        batches = self.steps(epoch)[start:]
+        gathered = self._gathered([rows[self._mine(len(rows))] for rows in batches])
+        for step, (rows, (images, targets)) in enumerate(zip(batches, gathered, strict=True), start):
             if self.augment is not None:
                 seed = np.random.SeedSequence((self.seed, epoch, step)).generate_state(1, np.uint64)[0]
                 generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
-                images, targets = self.augment(images, targets, generator)
+                images, targets = self.augment(images, targets, Draw(generator, len(rows), self._mine(len(rows))))
             yield images, targets
+
+    def _mine(self, count: int) -> slice:
+        """The samples of a batch that fall to this process."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Every row once, in the order given, as it is: for evaluation."""

@@ -41,7 +41,10 @@ def official(store: Store, val: float, seed: int = 0) -> Split:
     if not tested.any() or tested.all():
         raise ValueError("the data set is not divided into Training and Testing: add them, or take --split patient")
     split = _with_validation(store, np.flatnonzero(~tested), np.flatnonzero(tested), val, seed, unit="file")
-    return replace(split, about=f"official test set (patients on both sides), seed {seed}")
+    groups = store.index["patient"]
+    common = np.intersect1d(groups[tested], groups[~tested])
+    sides = "patients on both sides" if common.size else "no patient on both sides, as far as known"
+    return replace(split, about=f"official test set ({sides}), seed {seed}")
 
 
 def _deal(store: Store, rows: np.ndarray, folds: int, seed: int) -> np.ndarray:

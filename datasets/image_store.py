@@ -36,15 +36,14 @@ def open_images(folder: Path, cache: Path, image_size: int = 128) -> store.Store
     """The store of all images below a folder, built if need be.
 
     images (N, 1, image_size, image_size) uint8, targets (N,) class codes; columns of the index: `case` (the file),
-    `patient` (its group), `part` (0 Training, 1 Testing, 2 neither). Who a patient is comes from patients.csv in the
-    folder (columns file, patient, label), or from the project's own table. Damaged files are named and left out.
+    `patient` (its group), `part` (0 Training, 1 Testing, 2 neither), `class`. Who a patient is comes from a table, see
+    `datasets.patients.look_up`. Damaged files are named and left out.
 
     Raises:
         ValueError, FileNotFoundError: see `datasets.images.find_images`; or a class has no image that can be read.
     """
     images = find_images(folder)
-    table = folder / patients.OWN if (folder / patients.OWN).is_file() else patients.TABLE
-    known = patients.look_up(images, patients.load(table))
+    table, known = patients.look_up(images, folder)
 
     def read(job: tuple[Image, patients.Known]) -> Read | str:
         image, about = job
@@ -76,18 +75,18 @@ def blocks(found: Iterable[Read | str]) -> Iterator[store.Block]:
     """
     rows: list[dict[str, Any]] = []
     kept: list[tuple[str, str, np.ndarray]] = []  # name, patient, thumbnail
-    labels: list[int] = []
     items = iter(found)
     while chunk := list(islice(items, BLOCK)):
         for problem in (item for item in chunk if isinstance(item, str)):
             tqdm.write(problem)
         if good := [item for item in chunk if isinstance(item, Read)]:
-            block = [{"case": item.name, "patient": "", "part": item.part} for item in good]
+            codes = [CLASSES.index(item.known.label) for item in good]
+            block = [{"case": item.name, "patient": "", "part": item.part, "class": code}
+                     for item, code in zip(good, codes, strict=True)]  # fmt: skip
             rows += block
             kept += [(item.name, item.known.patient, item.thumbnail) for item in good]
-            labels += (codes := [CLASSES.index(item.known.label) for item in good])
             yield store.Block(np.stack([item.pixels for item in good])[:, None], np.array(codes), block, {})
-    if missing := set(range(len(CLASSES))) - set(labels):
+    if missing := set(range(len(CLASSES))) - {row["class"] for row in rows}:
         raise ValueError(f"no image of the class {CLASSES[min(missing)]} can be read: fetch the data set again")
     names, known, thumbs = zip(*kept, strict=True)
     for row, group in zip(rows, group_names(names, known, np.stack(thumbs)), strict=True):

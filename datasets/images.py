@@ -41,28 +41,28 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
         FileNotFoundError: no folder, or no image in it.
         ValueError: a folder is no class, or a class has no image.
     """
-    root = _root(folder)
-    parts = [part for part in PARTS if (root / part).is_dir()]
+    top = root(folder)
+    parts = [part for part in PARTS if (top / part).is_dir()]
     images = []
     for part in parts or [""]:
-        for label in _folders(root / part):
+        for label in _folders(top / part):
             if classes is not None and label not in classes:
-                raise ValueError(f"{root / part / label} is no class: the folders must be {', '.join(classes)}")
-            files = sorted(path for path in (root / part / label).iterdir() if path.suffix.lower() in SUFFIXES)
-            images += [Image(path, path.relative_to(root).as_posix(), part, label) for path in files]
+                raise ValueError(f"{top / part / label} is no class: the folders must be {', '.join(classes)}")
+            files = sorted(path for path in (top / part / label).iterdir() if path.suffix.lower() in SUFFIXES)
+            images += [Image(path, path.relative_to(top).as_posix(), part, label) for path in files]
             if not files and classes is not None:
-                raise ValueError(f"{root / part / label} holds no image: fetch the data set again, or fill the folder")
+                raise ValueError(f"{top / part / label} holds no image: fetch the data set again, or fill the folder")
     if not images:
         raise FileNotFoundError(f"no image in {folder}: it must hold Training/ and Testing/ with a folder a class")
     for part in parts or [""]:
         there = {image.label for image in images if image.part == part}
         if classes is not None and (missing := set(classes) - there):
-            raise ValueError(f"{root / part} lacks the class {min(missing)}: add it, or fetch the set again")
+            raise ValueError(f"{top / part} lacks the class {min(missing)}: add it, or fetch the set again")
     return images
 
 
-def _root(folder: Path) -> Path:
-    """The folder that holds Training/ or Testing/: the given one, or one inside it."""
+def root(folder: Path) -> Path:
+    """The folder that holds Training/ or Testing/: the given one, or one inside it. FileNotFoundError: no folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: see README for how to get the data set")
     for candidate in (folder, *(folder / name for name in _folders(folder))):

@@ -11,11 +11,11 @@ Names such as MR051644, MR051644B and MR051644C count as three patients here, as
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.images import CLASSES, Image
+from datasets.images import CLASSES, Image, root
 
 TABLE = Path(__file__).with_name("brain_tumor_mri_patients.csv")  # columns file, patient, label
 OWN = "patients.csv"  # the same for another data set, in its folder
@@ -29,30 +29,45 @@ class Known(NamedTuple):
 
 
 def load(path: Path = TABLE) -> dict[str, Known]:
-    """The table, by the stem of the file: Tr-gl_0010 for Training/glioma/Tr-gl_0010.jpg, whatever its ending.
+    """A table, by the file without its ending, such as Training/glioma/Tr-gl_0010.
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a column is missing, or a stem stands there twice.
+        ValueError: a column is missing, a file stands there twice, or a label is no class.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path}: take it from the project again")
     table: dict[str, Known] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the first column's name
         for row in csv.DictReader(file):
             if missing := {"file", "patient", "label"} - {key for key, value in row.items() if value is not None}:
                 raise ValueError(f"{path} lacks {min(missing)} in a row: its columns must be file, patient, label")
-            if (stem := Path(row["file"]).stem) in table:
-                raise ValueError(f"{path} has {stem} twice: remove one of the rows")
-            table[stem] = Known(row["patient"], row["label"])
+            if (name := _without_ending(row["file"])) in table:
+                raise ValueError(f"{path} has {name} twice: remove one of the rows")
+            if row["label"] not in CLASSES:
+                raise ValueError(f"{path} calls {name} {row['label']!r}: a label must be {', '.join(CLASSES)}")
+            table[name] = Known(row["patient"], row["label"])
     return table
 
 
-def look_up(images: Sequence[Image], table: Mapping[str, Known]) -> list[Known]:
-    """Patient and class of each image; "" and its folder's class where the table does not know it."""
-    found = []
-    for image in images:
-        known = table.get(image.path.stem, Known("", image.label))
-        # a folder of another name than the set's four classes is left what it is
-        found.append(known if image.label in CLASSES else Known(known.patient, image.label))
-    return found
+def look_up(images: Sequence[Image], folder: Path) -> tuple[Path, list[Known]]:
+    """The table for the images of a folder, and what it knows of each; "" and the folder's class where that is nothing.
+
+    The table is patients.csv beside Training/ and Testing/, where files are told apart by their whole path, or the
+    project's own, by the bare names of the Brain Tumor MRI Dataset, wherever these files lie.
+    """
+    own = root(folder) / OWN
+    if own.is_file():
+        path, table = own, load(own)
+        names = [_without_ending(image.name) for image in images]
+    else:
+        path, table = TABLE, {Path(name).name: known for name, known in load().items()}
+        names = [image.path.stem for image in images]
+    found = [table.get(name, Known("", image.label)) for name, image in zip(names, images, strict=True)]
+    # a folder of another name than the set's four classes is left what it is
+    return path, [known if image.label in CLASSES else Known(known.patient, image.label)
+                  for known, image in zip(found, images, strict=True)]  # fmt: skip
+
+
+def _without_ending(name: str) -> str:
+    return Path(name).with_suffix("").as_posix()

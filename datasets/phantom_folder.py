@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 MADE = "phantom.json"  # what the phantom in a folder was made with
 
 
@@ -22,20 +24,22 @@ def building(folder: Path, parameters: dict[str, Any]) -> Iterator[Path | None]:
         OSError: the folder cannot be written; nothing of the new data set is left then.
     """
     target = Path(folder).resolve()
-    if (target / MADE).is_file():
-        if json.loads((target / MADE).read_text()) == parameters:
-            yield None
-            return
-    elif target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{folder} holds something else than a phantom: choose another folder")
-    part, old = (target.with_name(f".{target.name}-{uuid.uuid4().hex}.{end}") for end in ("part", "old"))
-    try:
-        part.mkdir(parents=True)
-        yield part
-        (part / MADE).write_text(json.dumps(parameters))
-        if target.exists():
-            target.rename(old)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):  # of several jobs one builds, the others wait
+        if (target / MADE).is_file():
+            if json.loads((target / MADE).read_text()) == parameters:
+                yield None
+                return
+        elif target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ValueError(f"{folder} holds something else than a phantom: choose another folder")
+        part, old = (target.with_name(f".{target.name}-{uuid.uuid4().hex}.{end}") for end in ("part", "old"))
+        try:
+            part.mkdir()
+            yield part
+            (part / MADE).write_text(json.dumps(parameters))
+            if target.exists():
+                target.rename(old)
+            part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)

@@ -8,6 +8,7 @@ points of a contour). The originals stay as they are. Training does the same on 
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image as Pillow
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.images import PREPROCESSED, Image, find_images, read_gray
+from datasets.images import PREPROCESSED, Image, find_images, read_gray, root
 from datasets.parallel import ahead
 from utils.files import replacing
 
@@ -84,7 +85,8 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
     from tqdm import tqdm
 
     def work(image: Image) -> str:
-        out = (target / image.name).with_suffix(".png")
+        out = target / image.name
+        out = out.with_suffix(".png") if twins[out.with_suffix("").name] == 1 else out.with_name(out.name + ".png")
         if out.exists():
             return ""
         try:
@@ -99,6 +101,9 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
         return f"{image.path} was cropped to {share:.0%} of its area: look at {out}" if share < STRONG else ""
 
     images = find_images(source)
+    if target.resolve() == root(source).resolve():
+        raise ValueError(f"{target} holds the originals, which stay: choose another folder for the cropped images")
+    twins = Counter(image.path.stem for image in images)  # a.jpg and a.png must not become one
     done = tqdm(ahead(work, images), total=len(images), desc="cropping", unit="image", dynamic_ncols=True)
     return [sentence for sentence in done if sentence]
 

@@ -89,7 +89,8 @@ def _key(sources: Iterable[Path], options: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([VERSION, options], sort_keys=True).encode())
     for path in sources:
         status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        name = "/".join(path.parts[-3:])  # with the folders, which may say the class
+        digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
 
 

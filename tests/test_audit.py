@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from scipy.ndimage import gaussian_filter
 
 from datasets import audit, duplicates, patients
-from datasets.images import find_images
+from datasets.images import CLASSES, find_images
 
 SCRIPT = Path(__file__).parents[1] / "datasets" / "audit.py"
 
@@ -127,7 +127,7 @@ def tree(tmp_path: Path) -> Path:
         "Testing/odd/g.png": as_jpeg(noise(1), 80),  # b again, under another label
         "Testing/odd/h.png": noise(3),
     }
-    table = patients.load()
+    table = {Path(name).name: known for name, known in patients.load().items()}
     shared = table["Tr-gl_0010"].patient
     twin = next(stem for stem, known in table.items() if stem.startswith("Te-") and known.patient == shared)
     files[f"Testing/glioma/{twin}.png"] = files.pop("Testing/odd/h.png")
@@ -233,7 +233,7 @@ def test_the_table_of_patients() -> None:
     table = patients.load()
     assert len(table) == 4750 and len({known.patient for known in table.values()} - {""}) == 233
     folders = {"gl": "glioma", "me": "meningioma", "pi": "pituitary"}
-    wrong = {stem: known.label for stem, known in table.items() if folders[stem[3:5]] != known.label}
+    wrong = {Path(n).name: known.label for n, known in table.items() if folders[Path(n).name[3:5]] != known.label}
     assert wrong == dict.fromkeys(("Te-piTr_0002", "Tr-pi_0043", "Tr-pi_0515", "Tr-pi_0520"), "meningioma")
 
 
@@ -241,8 +241,19 @@ def test_look_up_by_stem(tmp_path: Path) -> None:
     for name in ("pituitary/Tr-pi_0043.png", "notumor/Tr-no_0043.jpg", "tumour_p/Tr-pi_0515.jpg"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    known = patients.look_up(find_images(tmp_path, classes=None), patients.load())
-    assert known == [("", "notumor"), ("101127", "meningioma"), ("102985", "tumour_p")]
+    path, known = patients.look_up(find_images(tmp_path, classes=None), tmp_path)
+    assert path == patients.TABLE and known == [("", "notumor"), ("101127", "meningioma"), ("102985", "tumour_p")]
+
+
+def test_a_table_of_ones_own_tells_files_apart_by_their_path(tmp_path: Path) -> None:
+    for label in CLASSES:
+        (tmp_path / "set" / "Training" / label).mkdir(parents=True)
+        (tmp_path / "set" / "Training" / label / "1.png").touch()
+    table = "\ufefffile,patient,label\nTraining/glioma/1.jpg,p7,glioma\nTraining/notumor/1.png,p7,notumor\n"
+    (tmp_path / "set" / patients.OWN).write_text(table, encoding="utf-8")
+    path, known = patients.look_up(find_images(tmp_path), tmp_path)  # the set lies one folder deeper
+    assert path == tmp_path / "set" / patients.OWN
+    assert known == [("p7", "glioma"), ("", "meningioma"), ("p7", "notumor"), ("", "pituitary")]
 
 
 def test_a_bad_table_is_named(tmp_path: Path) -> None:
@@ -252,8 +263,11 @@ def test_a_bad_table_is_named(tmp_path: Path) -> None:
     path.write_text("file,patient\na/b.jpg,p\n")
     with pytest.raises(ValueError, match="lacks label"):
         patients.load(path)
-    path.write_text("file,patient,label\na/b.jpg,p,x\nc/b.png,q,y\n")
-    with pytest.raises(ValueError, match="b twice"):
+    path.write_text("file,patient,label\na/b.jpg,p,glioma\na/b.png,q,glioma\n")
+    with pytest.raises(ValueError, match="a/b twice"):
+        patients.load(path)
+    path.write_text("file,patient,label\na/b.jpg,p,Glioma\n")
+    with pytest.raises(ValueError, match=r"table\.csv calls a/b 'Glioma': a label must be glioma, "):
         patients.load(path)
 
 
@@ -265,7 +279,7 @@ def test_the_table_is_that_of_the_real_set(real_data: Path) -> None:
     rows = list(csv.DictReader((real_data / "meta" / "classification_patients.csv").open()))
     names = {row["file"]: (row["patient"], classes[row["figshare_label"]]) for row in rows if row["patient"]}
     wanted = [names.get(image.name, ("", image.label)) for image in images]
-    assert patients.look_up(images, patients.load()) == wanted
+    assert patients.look_up(images, real_data / "classification")[1] == wanted
     assert min(float(row["correlation"]) for row in rows if row["patient"]) == 0.99965
     assert max(float(row["correlation"]) for row in rows if not row["patient"]) < 0.885
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from datasets.augment import Augmentation
@@ -31,6 +32,7 @@ def test_an_epoch_sees_every_row_once_in_a_new_order(tmp_path: Path) -> None:
     first, second = rows_of(list(data.epoch(0))), rows_of(list(data.epoch(1)))
     assert sorted(first) == sorted(second) == rows.tolist() and first != second
     assert first == data.order(0).tolist() and len(list(data.epoch(0))) == len(data) == 5
+    assert [len(images) for images, _ in data.epoch(0)] == [4, 4, 3, 3, 3]  # no batch is a mere rest
     assert rows_of(list(data)) == rows.tolist()
 
 
@@ -55,3 +57,17 @@ def test_an_epoch_goes_on_from_any_step(tmp_path: Path) -> None:
             assert torch.equal(images, same) and torch.equal(targets, labels)
     other = next(iter(Batches(numbered(tmp_path), np.arange(23), 4, CPU, seed=6, augment=Augmentation()).epoch(3)))
     assert not torch.equal(other[0], whole[0][0])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_see_the_batches_of_one(tmp_path: Path, size: int) -> None:
+    store, rows = numbered(tmp_path), np.arange(23)
+    whole = list(Batches(store, rows, 6, CPU, seed=2, augment=Augmentation()).epoch(1))
+    parts = [list(Batches(store, rows, 6, CPU, seed=2, augment=Augmentation(), part=(rank, size)).epoch(1))
+             for rank in range(size)]  # fmt: skip
+    for (images, targets), *dealt in zip(whole, *parts, strict=True):
+        assert max(len(part) for part, _ in dealt) - min(len(part) for part, _ in dealt) <= 1
+        torch.testing.assert_close(torch.cat([part for part, _ in dealt]), images)
+        assert torch.equal(torch.cat([part for _, part in dealt]), targets)
+    with pytest.raises(ValueError, match="raise --batch-size"):
+        Batches(store, rows, 2, CPU, part=(0, 3))

@@ -132,6 +132,8 @@ def test_a_folder_is_preprocessed_once_and_what_is_wrong_is_told(tmp_path: Path)
     times = [path.stat().st_mtime_ns for path in made]
     preprocess_folder(folder, tmp_path / "out")
     assert times == [path.stat().st_mtime_ns for path in made]
+    with pytest.raises(ValueError, match="holds the originals"):
+        preprocess_folder(folder, folder)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}  # originals stay
 
 

@@ -24,16 +24,16 @@ class Numbers:
     seed = 7
 
     def __init__(self, steps: int = 5, bad: int | None = None) -> None:
-        self.steps, self.bad = steps, bad
+        self.count, self.bad = steps, bad
 
     def __len__(self) -> int:
-        return self.steps
+        return self.count
 
-    def order(self, epoch: int) -> np.ndarray:
-        return np.arange(self.steps * self.batch_size) + 100 * epoch
+    def steps(self, epoch: int) -> list[np.ndarray]:
+        return np.split(np.arange(self.count * self.batch_size) + 100 * epoch, self.count)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for step in range(start, self.steps):
+        for step in range(start, self.count):
             images = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(100 * epoch + step))
             targets = images.sum(dim=1, keepdim=True)
             yield images, targets * (float("nan") if (epoch, step) == (1, self.bad) else 1.0)
@@ -164,12 +164,12 @@ def test_averaged_weights_are_the_sum_by_hand() -> None:
     model = nn.BatchNorm1d(3)
     average = AveragedWeights(model, 0.75)
     expected = model.weight.detach().clone()
-    for step in range(5):
+    for step, decay in ((0, 1 / 10), (1, 2 / 11), (2, 3 / 12), (100, 0.75), (101, 0.75)):
         with torch.no_grad():
             model.weight += step
             model.num_batches_tracked += 2
-        average.update()
-        expected = 0.75 * expected + 0.25 * model.weight.detach()
+        average.update(step)
+        expected = decay * expected + (1 - decay) * model.weight.detach()
     torch.testing.assert_close(average.model.weight, expected)
     assert average.model.num_batches_tracked == 10 and not average.model.weight.requires_grad
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -13,14 +14,18 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 import models
-from datasets import splits
+from datasets import brats, splits
 from tests.conftest import AFFINE, make_case, write_case
 from training import segmentation, stages
 from training.options import UNetOptions
 from training.unet_training import main
 from utils import cli
+from utils.metrics import region_scores
+from utils.postprocess import believed
 
 SCRIPT = Path(__file__).parents[1] / "training" / "unet_training.py"
 
@@ -88,6 +93,29 @@ def test_usr1_saves_and_the_same_command_goes_on(options: UNetOptions) -> None:
     stages.run(whole, segmentation)
     weights = [(run.folder / "ImprovedUNet.safetensors").read_bytes() for run in (options, whole)]
     assert weights[0] == weights[1]
+
+
+def test_killed_at_a_random_moment_and_started_again_is_as_if_nothing_happened(
+    options: UNetOptions, tmp_path: Path
+) -> None:
+    long = replace(options, epochs=6, ema=0.5, val=0.0)
+    whole = replace(long, name=str(tmp_path / "whole"))
+    stages.run(whole, segmentation)
+    arguments = [*command_line(long), "--ema", "0.5", "--val", "0", "--save-every", "0"]  # saves at every step
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.DEVNULL)
+    while not (long.folder / "last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    delay = random.SystemRandom().uniform(0, 0.5)
+    time.sleep(delay)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not (long.folder / "results.md").exists()
+    again = script(*arguments)
+    assert again.returncode == 0, again.stderr
+    one, other = ((run.folder / "ImprovedUNet.safetensors").read_bytes() for run in (long, whole))
+    tensors = [safetensors.torch.load(data) for data in (one, other)]
+    for name, value in tensors[0].items():
+        assert torch.equal(value, tensors[1][name]), f"{name}, killed {delay:.3f} s after the first step"
 
 
 def test_evaluate_takes_only_patients_that_were_not_trained_on(
@@ -212,3 +240,20 @@ def test_one_real_patient_from_file_to_score(real_data: Path, tmp_path: Path) ->
     assert all(0 <= float(scores[f"dice_{region}"]) <= 1 for region in ("WT", "TC", "ET"))
     # the rule for empty regions: right or wrong, nothing between
     assert (float(scores["dice_ET"]), float(scores["hd95_ET"])) in {(1.0, 0.0), (0.0, 373.13)}
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("patient", ["272", "275", "278"])
+def test_patients_without_enhancing_tumour_score_as_the_rule_says(real_data: Path, patient: str) -> None:
+    folder = real_data / "brats" / f"BraTS20_Training_{patient}"
+    case = brats.read_case(brats.find_cases(folder)[0])
+    assert case.labels is not None and (case.labels > 0).any() and not (case.labels == 3).any()
+    right = region_scores(case.labels, case.labels, case.spacing, brats.REGIONS)
+    assert (right["dice_ET"], right["hd95_ET"]) == (1.0, 0.0)
+    predicted = case.labels.copy()
+    x, y, z = (int(axis.mean()) for axis in np.nonzero(predicted))
+    predicted[x : x + 4, y : y + 4, z : z + 4] = 3  # 64 voxels of it
+    wrong = region_scores(predicted, case.labels, case.spacing, brats.REGIONS)
+    assert (wrong["dice_ET"], wrong["hd95_ET"]) == (0.0, 373.13)
+    kept = region_scores(believed(predicted, case.spacing), case.labels, case.spacing, brats.REGIONS)
+    assert (kept["dice_ET"], kept["hd95_ET"]) == (1.0, 0.0)  # too little to be believed

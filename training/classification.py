@@ -17,8 +17,9 @@ from datasets.phantom_slices import write_image_phantom
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import ROOT, ImageOptions
-from training.stages import precision
-from utils import classification, classification_plots, classification_results, plots
+from training.stages import precision, say
+from utils import classification, classification_plots, classification_results, distributed, plots
+from utils.losses import CrossEntropy
 from utils.train import Recipe, fit
 
 
@@ -26,7 +27,7 @@ def open_data(options: ImageOptions, preprocessing: Mapping[str, Any] | None = N
     """The store of the data that the options name; of the phantom where there is none."""
     folder = options.data
     if folder == ImageOptions.data and not (folder.is_dir() and any(folder.iterdir())):
-        print(f"No data in {folder}: using the built-in phantom. Real data: python datasets/download.py classification")
+        say(f"No data in {folder}: using the built-in phantom. Real data: python datasets/download.py classification")
         folder = write_image_phantom(ROOT / "datasets" / "phantom_slices")
     return open_images(folder, options.cache, (preprocessing or vars(options))["image_size"])
 
@@ -53,18 +54,18 @@ def train(options: ImageOptions, model: nn.Module, store: Store, split: Split, d
     rows = split.rows(store, "train")
     data = Batches(
         store, rows, options.batch_size, device, options.seed, augment=ImageAugmentation(), prepare=prepare,
-        resident=True,
+        resident=True, part=(distributed.rank(), distributed.size()),
     )  # fmt: skip
-    criterion = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
+    criterion = CrossEntropy(options.label_smoothing)
     recipe = Recipe(
         options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
         precision=number, save_every=options.save_every,
     )  # fmt: skip
     watched = split.rows(store, "val")
-    print(
+    say(
         f"{options.folder.name}: {len(rows)} images to train on, {len(watched)} to watch, "
-        f"{len(split.rows(store, 'test'))} to test; {split.about}; {device}, {number}", flush=True,
-    )  # fmt: skip
+        f"{len(split.rows(store, 'test'))} to test; {split.about}; {device}, {number}"
+    )
 
     def validate(averaged: nn.Module) -> dict[str, float]:
         logits, labels = predict(options, averaged, store, watched, device)
@@ -79,9 +80,10 @@ def train(options: ImageOptions, model: nn.Module, store: Store, split: Split, d
 def predict(
     options: ImageOptions, model: nn.Module, store: Store, rows: np.ndarray, device: torch.device, mirror: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, C) and true classes (N,) of rows of the store."""
-    batches = Batches(store, rows, 256, device, prepare=prepare)
-    return classification.logits_of(model, batches, precision(options, device), mirror)
+    """Logits (N, C) and true classes (N,) of rows of the store; several processes share the work."""
+    mine = Batches(store, rows[distributed.rank() :: distributed.size()], 256, device, prepare=prepare)
+    logits, labels = classification.logits_of(model, mine, precision(options, device), mirror)
+    return np.stack(distributed.gathered(list(logits))), np.array(distributed.gathered(list(labels)))
 
 
 def about(options: ImageOptions, model: nn.Module, store: Store, split: Split) -> dict[str, Any]:
@@ -99,12 +101,25 @@ def curves(history: list[dict[str, float]]) -> Any:
     return plots.curves(history, CLASSES, "recall", "recall")
 
 
+def measure(
+    options: ImageOptions, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) and true classes (N,).
+
+    Raises:
+        ValueError: the weights know other classes.
+    """
+    if header["classes"] != list(CLASSES):
+        raise ValueError(f"these weights tell {', '.join(header['classes'])} apart, this script {', '.join(CLASSES)}")
+    return predict(options, model, store, rows, next(model.parameters()).device, header["mirror"])
+
+
 def report(
-    options: ImageOptions, title: str, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    """Score rows of the store; writes tables and figures; the tables as text, and the scores."""
-    device = next(model.parameters()).device
-    logits, labels = predict(options, model, store, rows, device, header["mirror"])
+    options: ImageOptions, title: str, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any],
+    measured: tuple[np.ndarray, np.ndarray],
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
+    """Write tables and figures; the tables as text, and the scores."""
+    logits, labels = measured
     temperature, folder = header["temperature"], options.folder
     names, groups = store.index["case"][rows], store.index["patient"][rows]
     text, scores = classification_results.write(folder, title, logits, labels, names, groups, CLASSES, temperature)
@@ -118,5 +133,4 @@ def report(
             for place, called, sure in mistakes
         ]  # fmt: skip
         classification_plots.mistakes(shown).savefig(folder / "mistakes.png")
-    print(text)
     return text, scores

@@ -59,6 +59,8 @@ class Options:
                 raise ValueError(f"{option} is {value}: it must be 1 or more")
             if name in self.SHARES and not 0 <= value <= 1:
                 raise ValueError(f"{option} is {value}: it must lie between 0 and 1")
+        if self.ema == 1:
+            raise ValueError("--ema is 1: the averaged weights would stay the initial ones")
         self.check()
 
     def check(self) -> None:
@@ -77,7 +79,7 @@ class Options:
     @property
     def folder(self) -> Path:
         """Where the run lives."""
-        default = f"evaluate_{Path(self.evaluate).stem}" if self.evaluate else self.title
+        default = f"evaluate_{Path(self.evaluate).stem}_{self.data.name}" if self.evaluate else self.title
         return ROOT / "runs" / (self.name or default)
 
 
@@ -152,6 +154,8 @@ class ImageOptions(Options):
             raise ValueError("--split official has no folds: take --split patient, or leave --fold out")
         if self.split == "patient" and self.fold is None:
             raise ValueError("--split patient needs to know which fold to test on: add --fold 0 (or 1, 2, ...)")
+        if self.val > 0.5:
+            raise ValueError(f"--val is {self.val}: at most half of the images can be watched")
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"--temperature is {self.temperature}: it must be above 0")
 

@@ -16,8 +16,8 @@ from datasets.slices import open_slices
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import ROOT, UNetOptions
-from training.stages import precision
-from utils import plots, results
+from training.stages import precision, say
+from utils import distributed, plots, results
 from utils.evaluate import Scan, count_all, score, segment, validate
 from utils.losses import LOSSES
 from utils.postprocess import MIN_VOLUME
@@ -28,7 +28,7 @@ def open_data(options: UNetOptions, preprocessing: Mapping[str, Any] | None = No
     """The store of the data that the options name; of the phantom where there is none."""
     folder = options.data
     if folder == UNetOptions.data and not (folder.is_dir() and any(folder.iterdir())):
-        print(f"No data in {folder}: using the built-in phantom. Real data: put BraTS cases there (see README).")
+        say(f"No data in {folder}: using the built-in phantom. Real data: put BraTS cases there (see README).")
         folder = write_phantom(ROOT / "datasets" / "phantom")
     made = preprocessing or {"window": options.window, "normalise": "zscore"}
     return open_slices(
@@ -51,21 +51,23 @@ def train(options: UNetOptions, model: nn.Module, store: Store, split: Split, de
     folder = options.folder
     rows = split.rows(store, "train")
     empty = (store.index["ncr"] + store.index["ed"] + store.index["et"])[rows] == 0
+    part = distributed.rank(), distributed.size()
     data = Batches(
-        store, rows, options.batch_size, device, options.seed, empty, options.tumour_free, Augmentation(), resident=True
-    )
+        store, rows, options.batch_size, device, options.seed, empty, options.tumour_free, Augmentation(),
+        resident=True, part=part,
+    )  # fmt: skip
     mixed = np.random.default_rng(0).permutation(split.rows(store, "val"))  # so that each batch shows some tumour
-    watched = Batches(store, mixed, options.batch_size, device)
+    watched = Batches(store, mixed[part[0] :: part[1]], options.batch_size, device)
     number = precision(options, device)
     criterion = LOSSES[options.loss]()
     recipe = Recipe(
         options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
         precision=number, save_every=options.save_every,
     )  # fmt: skip
-    print(
+    say(
         f"{folder.name}: {len(split.train)} {split.unit}s to train on, {len(split.val)} to watch, {len(split.test)} "
-        f"to test; {data.samples} slices an epoch, {device}, {number}", flush=True,
-    )  # fmt: skip
+        f"to test; {data.samples} slices an epoch, {device}, {number}"
+    )
 
     def names(rows: np.ndarray) -> str:
         return ", ".join(f"{store.index['case'][row]} slice {store.index['slice'][row]}" for row in rows)
@@ -86,28 +88,35 @@ def curves(history: list[dict[str, float]]) -> Any:
     return plots.curves(history)
 
 
-def report(
-    options: UNetOptions, title: str, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    """Score rows of the store: whole patients in 3-D, or, for a leaky split's stray slices, counts alone.
-
-    Writes the tables as CSV and the overlay; returns the tables as text, and the headline scores.
-    """
-    folder, device = options.folder, next(model.parameters(), torch.empty(0)).device
+def measure(
+    options: UNetOptions, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    """A row of scores a case in 3-D, and counts; for a leaky split's stray slices counts alone."""
+    device = next(model.parameters(), torch.empty(0)).device
     number = precision(options, device)
     if header["split"]["unit"] == "slice":
+        mine = rows[distributed.rank() :: distributed.size()]
+        return [], count_all(model, Batches(store, mine, 32, device), len(CLASSES), number)
+    return score(model, list(case_scans(store, rows, device)), CLASSES, REGIONS, number, header["min_volume"])
+
+
+def report(
+    options: UNetOptions, title: str, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any],
+    measured: tuple[list[dict[str, Any]], torch.Tensor],
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
+    """Write the tables as CSV and the overlay; the tables as text, and the headline scores."""
+    scored, counts = measured
+    if header["split"]["unit"] == "slice":
         title = f"LEAKY SPLIT (slices of one patient on both sides: no measure of skill): {title}"
-        scored: list[dict[str, Any]] = []
-        counts = count_all(model, Batches(store, rows, 32, device), len(CLASSES), number)
     else:
-        scans = list(case_scans(store, rows, device))
-        scored, counts = score(model, scans, CLASSES, REGIONS, number, MIN_VOLUME)
-        by_case = {scan.case: scan for scan in scans}
+        device = next(model.parameters(), torch.empty(0)).device
+        scans = {scan.case: scan for scan in case_scans(store, rows, device)}
         chosen = results.best_median_worst(scored)
-        pictures = [overlay_row(model, store, kind, row, by_case[row["case"]]) for kind, row in chosen.items()]
-        plots.overlay(pictures).savefig(folder / "overlay.png")
-    text = results.write(folder, title, scored, counts, CLASSES, list(REGIONS))
-    print(text)
+        labels = {row["case"]: segment(model, scans[row["case"]], precision(options, device), header["min_volume"])
+                  for row in chosen.values()}  # fmt: skip
+        pictures = [overlay_row(store, kind, row, *labels[row["case"]]) for kind, row in chosen.items()]
+        plots.overlay(pictures).savefig(options.folder / "overlay.png")
+    text = results.write(options.folder, title, scored, counts, CLASSES, list(REGIONS))
     return text, results.headline(scored, counts, CLASSES)
 
 
@@ -120,14 +129,15 @@ def case_scans(store: Store, rows: np.ndarray, device: torch.device) -> Iterator
             yield Scan(info["case"], info["patient"], batches, store.index["slice"][mine], info["spacing"])
 
 
-def overlay_row(model: nn.Module, store: Store, kind: str, row: Mapping[str, Any], scan: Scan) -> dict[str, Any]:
-    """The slice of a case with the most tumour, as `plots.overlay` takes it."""
-    predicted, true = segment(model, scan, min_volume=MIN_VOLUME)  # (H, W, Z)
-    stored = np.flatnonzero(store.index["case"] == scan.case)
+def overlay_row(
+    store: Store, kind: str, row: Mapping[str, Any], predicted: np.ndarray, true: np.ndarray
+) -> dict[str, Any]:
+    """The slice of a case with the most tumour, as `plots.overlay` takes it; label volumes (H, W, Z)."""
+    stored = np.flatnonzero(store.index["case"] == row["case"])
     depths = store.index["slice"][stored]
     largest = int(np.argmax((true > 0).sum(axis=(0, 1))[depths]))
     image, z = store.images[stored[largest]].astype(np.float32), depths[largest]
     return {
-        "title": f"{kind}: {scan.case}, WT {row['dice_WT']:.2f}", "flair": image[MODALITIES.index("flair")],
+        "title": f"{kind}: {row['case']}, WT {row['dice_WT']:.2f}", "flair": image[MODALITIES.index("flair")],
         "t1c": image[MODALITIES.index("t1c")], "true": true[..., z], "predicted": predicted[..., z],
     }  # fmt: skip

@@ -6,6 +6,7 @@ What differs is the task's own: `training.segmentation` and `training.classifica
 import csv
 import subprocess
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, get_args, get_type_hints
@@ -16,15 +17,17 @@ from torch import nn
 
 import models
 from datasets import splits
+from datasets.images import SUFFIXES
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import ROOT, Options
-from utils import checkpoint, cli
-from utils.device import best_precision, choose, keep_freed_memory
+from utils import checkpoint, cli, distributed
+from utils.device import best_precision, keep_freed_memory
 from utils.files import write_text
 
 RESULTS = "results.md"
-FREE = ("resume", "save_every", "data", "cache", "device", "name")  # options that may change when a run goes on
+# options that may change when a run goes on
+FREE = ("resume", "save_every", "data", "cache", "device", "precision", "name")
 
 
 class Task(Protocol):
@@ -42,10 +45,14 @@ class Task(Protocol):
     def train(self, options: Any, model: nn.Module, store: Store, split: Split, device: torch.device) -> nn.Module:
         """Fit a model on the training part; the averaged model of the last epoch."""
 
+    def measure(self, options: Any, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any]) -> Any:
+        """Predict and score rows of the store."""
+
     def report(
-        self, options: Any, title: str, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any]
-    ) -> tuple[str, dict[str, Any]]:
-        """Score rows of the store; write tables and figures; the text for people, the numbers for the header."""
+        self, options: Any, title: str, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any],
+        measured: Any,
+    ) -> tuple[str, dict[str, Any]]:  # fmt: skip
+        """Write tables and figures of what was measured; the text for people, the numbers for the header."""
 
     def curves(self, history: list[dict[str, float]]) -> Any:
         """The figure of a training."""
@@ -55,24 +62,33 @@ class Task(Protocol):
 
 
 def run(options: Options, task: Task) -> None:
-    """Train and evaluate, or go on with what stands in the run's folder."""
+    """Train and evaluate, or go on with what stands in the run's folder. Of several processes the first writes."""
     folder = options.folder
-    device = choose(options.device)
-    if options.resume and not checkpoint.exists(folder / "last.pt"):
-        raise ValueError(f"there is nothing to resume in {folder}: leave --resume out to start it")
-    store = task.open_data(options)
-    with checkpoint.locked(folder):
-        split = open_split(options, task, store, folder / "split.json")
-        model = build_model(options)
-        refuse_overlap(options, split, store)
-        cli.keep(options, folder, FREE)  # all that the user gave is good: from here on the folder is a run
-        split.save(folder / "split.json")
-        if (folder / RESULTS).exists():
-            print(f"{folder} is finished (remove it to train again):\n\n{(folder / RESULTS).read_text()}")
-            return
-        keep_freed_memory()
-        model = model.to(device).to(memory_format=torch.channels_last)
-        finish(options, task, task.train(options, model, store, split, device), store, split)
+    with distributed.joined(options.device) as device:
+        first = distributed.rank() == 0
+        if options.resume and not checkpoint.exists(folder / "last.pt"):
+            raise ValueError(f"there is nothing to resume in {folder}: leave --resume out to start it")
+        store = task.open_data(options)
+        with checkpoint.locked(folder) if first else nullcontext():
+            split = open_split(options, task, store, folder / "split.json")
+            model = build_model(options)
+            refuse_overlap(options, split, store)
+            if first:
+                cli.keep(options, folder, FREE)  # all that the user gave is good: from here on the folder is a run
+                split.save(folder / "split.json")
+            if (folder / RESULTS).exists():
+                say(f"{folder} is finished (remove it to train again):\n\n{(folder / RESULTS).read_text()}")
+                return
+            distributed.wait_for_all()
+            keep_freed_memory()
+            model = model.to(device).to(memory_format=torch.channels_last)
+            finish(options, task, task.train(options, model, store, split, device), store, split)
+
+
+def say(text: str) -> None:
+    """Print, once."""
+    if distributed.rank() == 0:
+        print(text, flush=True)
 
 
 def open_split(options: Options, task: Task, store: Store, path: Path) -> Split:
@@ -99,12 +115,34 @@ def precision(options: Options, device: torch.device) -> str:
     return best_precision(device) if options.precision == "auto" else options.precision
 
 
+def names(store: Store, unit: splits.Unit, rows: np.ndarray) -> list[str]:
+    """What rows of a store are known by in a header: who they show, and the files, without folder and ending."""
+    if unit == "slice":
+        return np.unique(splits.members(store, unit)[rows]).tolist()
+    return sorted({*map(bare, store.index["case"][rows].tolist()), *store.index["patient"][rows].tolist()})
+
+
+def bare(case: str) -> str:
+    """A case's name; of an image file its name without folder and ending, which copies of a data set change."""
+    path = Path(case)
+    return path.stem if path.suffix.lower() in SUFFIXES else case
+
+
 def seen_by(header: Mapping[str, Any], store: Store) -> np.ndarray:
     """(N,) bool: rows of a store that published weights, or the ones they started from, were trained or watched on."""
-    seen = np.zeros(len(store), bool)
-    for split in [header["split"], *header.get("earlier", [])]:
-        seen |= np.isin(splits.members(store, split["unit"]), [*split["train"], *split["val"]])
-    return seen
+    split = header.get("split", {"unit": "patient", "train": [], "val": []})
+    seen = set(header.get("seen") or [*split["train"], *split["val"]])
+    if split["unit"] == "slice":
+        return np.isin(splits.members(store, "slice"), list(seen))
+    files = np.array([bare(case) in seen for case in store.index["case"].tolist()], bool)
+    return files | np.isin(store.index["patient"], list(seen))
+
+
+def seen(options: Options, store: Store, split: Split) -> list[str]:
+    """What the weights of this run, and those it started from, were trained or watched on."""
+    rows = np.concatenate([split.rows(store, part) for part in ("train", "val")])
+    before = models.read_header(options.init).get("seen", []) if options.init else []
+    return sorted({*names(store, split.unit, rows), *before})
 
 
 def refuse_overlap(options: Options, split: Split, store: Store) -> None:
@@ -122,50 +160,51 @@ def refuse_overlap(options: Options, split: Split, store: Store) -> None:
 
 def finish(options: Options, task: Task, model: nn.Module, store: Store, split: Split) -> None:
     """Read the test set, once; write weights, tables and figures."""
-    folder = options.folder
+    folder, rows = options.folder, split.rows(store, "test")
+    header = task.about(options, model, store, split) | {
+        "preprocessing": store.options, "data": store.folder.name, "split": asdict(split), "commit": commit(),
+        "seen": seen(options, store, split),
+    }  # fmt: skip
+    measured = task.measure(options, model, store, rows, header)
+    if distributed.rank() > 0:
+        return
     made = ", ".join(f"{name} {value}" for name, value in options.architecture.items())
     title = f"{options.model}, {made}, {options.epochs} epochs, {split.about}"
+    text, scores = task.report(options, title, model, store, rows, header, measured)
     with (folder / "history.csv").open() as file:
         history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     task.curves(history).savefig(folder / "curves.png")
-    header = task.about(options, model, store, split) | {
-        "preprocessing": store.options, "data": store.folder.name, "split": asdict(split), "commit": commit(),
-        "earlier": earlier(options),
-    }  # fmt: skip
-    text, scores = task.report(options, title, model, store, split.rows(store, "test"), header)
     models.save(model, folder / f"{type(model).__name__}.safetensors", metrics=scores, **header)
+    print(text)
     write_text(folder / RESULTS, text)  # last: it marks the run as finished
-
-
-def earlier(options: Options) -> list[dict[str, Any]]:
-    """The splits of the weights that a run started from, and of those that they started from."""
-    if not options.init:
-        return []
-    header = models.read_header(options.init)
-    return [header["split"], *header.get("earlier", [])]
 
 
 def evaluate(options: Options, task: Task) -> None:
     """Score published weights on what they were not trained on."""
-    device = choose(options.device)
-    model = models.load(str(options.evaluate), device)
-    if not {"preprocessing", "split"} <= set(model.header):
-        raise ValueError(f"{options.evaluate} does not say how it was trained: only weights of a finished run will do")
-    mine = get_args(get_type_hints(type(options))["model"])
-    if model.name not in mine:
-        raise ValueError(f"{options.evaluate} holds {model.name}; this script scores {', '.join(mine)}")
-    if (options.folder / "last.pt").exists():
-        raise ValueError(f"{options.folder} is a training run: choose another --name for the evaluation")
-    store = task.open_data(options, model.header["preprocessing"])
-    rows = np.flatnonzero(~seen_by(model.header, store))
-    if not len(rows):
-        raise ValueError(f"{options.evaluate} was trained on all of {options.data}: there is nothing to test on")
-    options.folder.mkdir(parents=True, exist_ok=True)
-    title = f"{options.evaluate} on what it has not seen of {options.data}"
-    if len(rows) == len(store):
-        title += " (by name: other releases have the same patients under other names)"
-    text, _ = task.report(options, title, model, store, rows, model.header)
-    write_text(options.folder / RESULTS, text)
+    folder = options.folder
+    with distributed.joined(options.device) as device:
+        model = models.load(str(options.evaluate), device)
+        if not {"preprocessing", "split"} <= set(model.header):
+            raise ValueError(f"{options.evaluate} does not say how it was trained: take weights of a finished run")
+        mine = get_args(get_type_hints(type(options))["model"])
+        if model.name not in mine:
+            raise ValueError(f"{options.evaluate} holds {model.name}; this script scores {', '.join(mine)}")
+        if (folder / "last.pt").exists():
+            raise ValueError(f"{folder} is a training run: choose another --name for the evaluation")
+        store = task.open_data(options, model.header["preprocessing"])
+        rows = np.flatnonzero(~seen_by(model.header, store))
+        if not len(rows):
+            raise ValueError(f"{options.evaluate} was trained on all of {options.data}: there is nothing to test on")
+        measured = task.measure(options, model, store, rows, model.header)
+        if distributed.rank() > 0:
+            return
+        title = f"{options.evaluate} ({model.header['split']['about']}) on what it has not seen of {options.data}"
+        if len(rows) == len(store):
+            title += " (by name: other releases have the same patients under other names)"
+        with checkpoint.locked(folder):
+            text, _ = task.report(options, title, model, store, rows, model.header, measured)
+            write_text(folder / RESULTS, text)
+        print(text)
 
 
 def commit() -> str:

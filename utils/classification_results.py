@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from utils import classification
-from utils.train import write_csv
+from utils.journal import write_csv
 
 
 def write(

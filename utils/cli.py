@@ -4,11 +4,14 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from utils.files import write_text
@@ -55,6 +58,7 @@ def run(function: Callable[..., None], description: str | None) -> None:
 @contextmanager
 def exits() -> Iterator[None]:
     """Turn what stops a script into one sentence and an exit code."""
+    _stop_politely()
     try:
         yield
     except Interrupted as stop:
@@ -68,6 +72,18 @@ def exits() -> Iterator[None]:
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def _stop_politely() -> None:
+    """SIGTERM and SIGUSR1 end a script as Ctrl-C does, with its clean-up; the training loop saves first."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(f"stopped by {signal.Signals(number).name}")
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGUSR1"):  # Windows lacks the second
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), stop)
 
 
 def keep(options: Any, folder: Path, free: tuple[str, ...] = ()) -> None:

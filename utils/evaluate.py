@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from utils import metrics
 from utils.device import autocast
+from utils.distributed import gathered, rank, size, total
 from utils.postprocess import believed
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -29,7 +30,7 @@ class Scan:
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
-    """(B, 4, H, W) images to (B, C, H, W) float32 logits."""
+    """Images (B, C, H, W) to float32 logits, whatever the shape that the model gives them."""
     with autocast(images.device, precision):
         return model(images.contiguous(memory_format=torch.channels_last)).float()
 
@@ -37,7 +38,10 @@ def predict(model: nn.Module, images: torch.Tensor, precision: str = "fp32") -> 
 def validate(
     model: nn.Module, batches: Iterable[Batch], criterion: nn.Module, classes: Sequence[str], precision: str = "fp32"
 ) -> dict[str, float]:
-    """The seven metrics of each class and their mean from counts over all slices, and the loss, as one flat row."""
+    """The seven metrics of each class and their mean from counts over all slices, and the loss, as one flat row.
+
+    Of several processes each is given its own batches, and gets the row of all of them.
+    """
     model.eval()
     counts: torch.Tensor | int = 0
     loss: torch.Tensor | float = 0.0
@@ -47,8 +51,9 @@ def validate(
         counts = counts + metrics.count(metrics.to_labels(logits), labels, len(classes))
         loss = loss + criterion(logits, labels) * len(images)
         samples += len(images)
-    assert isinstance(counts, torch.Tensor)
-    return {"val_loss": float(loss) / samples} | metrics.row(counts, classes)
+    assert isinstance(counts, torch.Tensor) and isinstance(loss, torch.Tensor)
+    seen = total(torch.stack([loss, torch.tensor(float(samples), device=loss.device)]))
+    return {"val_loss": float(seen[0] / seen[1])} | metrics.row(total(counts), classes)
 
 
 def count_all(model: nn.Module, batches: Iterable[Batch], classes: int, precision: str = "fp32") -> torch.Tensor:
@@ -58,7 +63,7 @@ def count_all(model: nn.Module, batches: Iterable[Batch], classes: int, precisio
         metrics.count(metrics.to_labels(predict(model, images, precision)), labels, classes)
         for images, labels in batches
     ]
-    return torch.stack(found).sum(dim=0).cpu()
+    return total(torch.stack(found).sum(dim=0).cpu())
 
 
 def segment(
@@ -101,16 +106,17 @@ def score(
 
     Returns:
         A row a scan (case, patient, Dice and HD95 in mm of each region), and the counts (classes, 4) over all scans.
+        Several processes share the scans, whole ones each, and all get all rows.
     """
     rows: list[dict[str, Any]] = []
     counts = torch.zeros(len(classes), 4, dtype=torch.int64)
-    for scan in tqdm(scans, desc="evaluating", unit="case", dynamic_ncols=True):
+    for scan in tqdm(scans[rank() :: size()], desc="evaluating", unit="case", dynamic_ncols=True, disable=rank() > 0):
         predicted, true = segment(model, scan, precision, min_volume)
         shown, truth = (torch.from_numpy(volume[..., scan.slices]) for volume in (predicted, true))
         counts += metrics.count(shown, truth, len(classes))  # over the slices that show brain
         scores = metrics.region_scores(predicted, true, scan.spacing, regions)
         rows.append({"case": scan.case, "patient": scan.patient, **scores})
-    return rows, counts
+    return gathered(rows), total(counts)
 
 
 def summary(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, tuple[float, float, float]]:

@@ -1,14 +1,36 @@
-"""Losses of the U-Nets."""
+"""Losses. Each is that of the whole batch, also when several processes have a part of it each.
+
+Then a loss's value differs between the processes, and its mean over them is the loss of the batch: as
+DistributedDataParallel takes the mean of the gradients.
+"""
 
 import torch
-from monai.losses import DiceLoss
 from torch import nn
+from torch.nn import functional as F
+
+from utils.distributed import size, total
 
 
 def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
     """(B, H, W) label codes 0..classes to (B, classes, H, W) float masks; background (0) has no channel."""
     codes = torch.arange(1, classes + 1, device=labels.device, dtype=labels.dtype)
     return (labels[:, None] == codes[None, :, None, None]).float()
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    """The mean of a loss over the batch of all processes (see above)."""
+    if size() == 1:
+        return values.mean()
+    return values.sum() * size() / total(torch.tensor(float(values.numel()), device=values.device))
+
+
+def dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """1 - soft Dice of each channel over the whole batch, mean over channels (MONAI's DiceLoss(sigmoid, batch))."""
+    axes = (0, 2, 3)
+    probabilities = logits.sigmoid()
+    overlap = total((probabilities * masks).sum(axes))
+    both = total(probabilities.sum(axes) + masks.sum(axes))
+    return (1 - (2 * overlap + 1e-5) / (both + 1e-5)).mean()
 
 
 class DiceBCE(nn.Module):
@@ -18,28 +40,34 @@ class DiceBCE(nn.Module):
     (arXiv 1606.04797), with cross-entropy as in nnU-Net (Isensee 2021, 10.1038/s41592-020-01008-z).
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.dice = DiceLoss(sigmoid=True, batch=True)
-        self.bce = nn.BCEWithLogitsLoss()
-
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) logits and (B, H, W) label codes to a scalar."""
         logits, masks = logits.float(), one_hot(labels, logits.shape[1])
-        return self.dice(logits, masks) + self.bce(logits, masks)
+        return dice(logits, masks) + mean(F.binary_cross_entropy_with_logits(logits, masks, reduction="none"))
 
 
 class BCE(nn.Module):
     """Binary cross-entropy alone."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bce = nn.BCEWithLogitsLoss()
-
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) logits and (B, H, W) label codes to a scalar."""
-        logits = logits.float()
-        return self.bce(logits, one_hot(labels, logits.shape[1]))
+        masks = one_hot(labels, logits.shape[1])
+        return mean(F.binary_cross_entropy_with_logits(logits.float(), masks, reduction="none"))
+
+
+class CrossEntropy(nn.Module):
+    """Softmax cross-entropy; `smoothing` is the share of the target that is spread over all classes.
+
+    Label smoothing: Szegedy 2015, arXiv 1512.00567.
+    """
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(B, C) logits and (B,) class codes to a scalar."""
+        return mean(F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing, reduction="none"))
 
 
 LOSSES: dict[str, type[nn.Module]] = {"dice_bce": DiceBCE, "bce": BCE}

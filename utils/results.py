@@ -8,7 +8,7 @@ import torch
 
 from utils import metrics
 from utils.evaluate import summary
-from utils.train import write_csv
+from utils.journal import write_csv
 
 
 def metric_table(counts: torch.Tensor, classes: Sequence[str]) -> str:

@@ -5,10 +5,9 @@ either, and a resumed run is the uninterrupted one: bit for bit on the CPU.
 """
 
 import copy
-import csv
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +17,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.device import autocast
-from utils.files import replacing
+from utils.journal import Journal
 from utils.signals import Interrupted, StopRequest
 
 READ_EVERY = 10  # steps between two looks at the losses on the device
@@ -33,7 +32,7 @@ class Data(Protocol):
     seed: int
 
     def __len__(self) -> int: ...
-    def order(self, epoch: int) -> np.ndarray: ...
+    def steps(self, epoch: int) -> list[np.ndarray]: ...
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
 
 
@@ -70,10 +69,10 @@ class AveragedWeights:
         self.integers = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the model: once a step."""
+    def update(self, step: int) -> None:
+        """Move the average towards the model: once a step, counted from 0 (quicker at first, to leave the start)."""
         averaged, current = zip(*self.floats, strict=True)
-        torch._foreach_lerp_(averaged, current, 1 - self.decay)
+        torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + step) / (10 + step)))
         for mine, theirs in self.integers:
             mine.copy_(theirs)
 
@@ -89,6 +88,7 @@ class Run:
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
         self.average = AveragedWeights(model, recipe.ema)
+        self.network = distributed.shared(model)
         self.epoch = self.step = 0  # the step within the epoch
         self.losses = torch.zeros(steps, device=self.device)  # of this epoch, on the device: no step waits for them
         self.best = -math.inf
@@ -99,18 +99,18 @@ class Run:
         progress = (self.epoch * self.steps + self.step + 1) / (self.recipe.epochs * self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * self.recipe.factor(progress)
-        parts = min(self.recipe.accumulate, len(images))
-        for image, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
+        parts = self.recipe.accumulate if len(images) >= self.recipe.accumulate else 1
+        for image, target in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
             with autocast(self.device, self.recipe.precision):
-                logits = self.model(image.contiguous(memory_format=torch.channels_last))
+                logits = self.network(image.contiguous(memory_format=torch.channels_last))
             loss = criterion(logits, target) * (len(image) / len(images))
             loss.backward()
-            self.losses[self.step] += loss.detach()
+            self.losses[self.step] += distributed.total(loss.detach()) / distributed.size()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.losses[self.step] += 0 * norm  # a gradient that is not finite counts as such a loss
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.average.update()
+        self.average.update(self.epoch * self.steps + self.step)
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,7 +129,9 @@ class Run:
         """
         for name, value in asdict(self.recipe).items():
             if name != "save_every" and state["recipe"][name] != value:
-                raise ValueError(f"the run has {name} {state['recipe'][name]}, not {value}: choose another --name")
+                raise ValueError(
+                    f"the run has {name} {state['recipe'][name]}, not {value}: give what it has, or another --name"
+                )
         if len(state["losses"]) != self.steps:
             raise ValueError(f"the run has {len(state['losses'])} steps an epoch, the data {self.steps}: they changed")
         try:
@@ -170,35 +172,31 @@ def fit(
         FloatingPointError: the loss is not finite; names epoch, step and samples.
         ValueError: `folder` holds a run of another model or data.
     """
-    run = Run(model, recipe, len(data))
+    run = Run(distributed.synchronised(model, next(model.parameters()).device), recipe, len(data))
     if prepare is not None:
         prepare(run)
     if (state := checkpoint.load(folder / "last.pt")) is not None:
         run.load_state_dict(state)
-    from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-    with StopRequest() as stop, SummaryWriter(str(folder), purge_step=run.epoch + 1) as board:
+    with StopRequest() as stop, Journal(folder, run.epoch) as journal:
         while run.epoch < recipe.epochs:
             start = time.perf_counter()
-            waited = train_one_epoch(run, data, criterion, folder, stop, names)
+            waited = train_one_epoch(run, data, criterion, journal, stop, names)
             row = {"epoch": run.epoch + 1, "loss": run.losses.mean().item(), "lr": run.optimizer.param_groups[0]["lr"],
                    "seconds": round(time.perf_counter() - start, 1), "waiting": round(waited, 4)}  # fmt: skip
             row |= validate(run.average.model) if validate is not None else {}
             run.history.append(row)
             run.epoch, run.step = run.epoch + 1, 0
             run.losses.zero_()
-            if score in row and row[score] > run.best:
-                run.best = row[score]
-                checkpoint.save({"average": run.average.model.state_dict(), "row": row}, folder / "best.pt")
-            write_csv(folder / "history.csv", run.history)
-            checkpoint.save(run.state_dict(), folder / "last.pt")
-            for name, value in row.items():
-                board.add_scalar(name, value, run.epoch)
+            better = row.get(score, -math.inf) > run.best
+            run.best = row[score] if better else run.best
+            journal.end_epoch(run.state_dict(), better)
+        if distributed.anywhere(bool(stop)):  # in the last validation
+            raise Interrupted(f"{stop.received or 'stopped'}: saved at the end of epoch {run.epoch}")
     return run.average.model
 
 
 def train_one_epoch(
-    run: Run, data: Data, criterion: nn.Module, folder: Path, stop: StopRequest, names: Callable[[np.ndarray], str]
+    run: Run, data: Data, criterion: nn.Module, journal: Journal, stop: StopRequest, names: Callable[[np.ndarray], str]
 ) -> float:
     """The rest of the epoch that the run stands in; returns the share of time spent waiting for data."""
     run.model.train()
@@ -206,25 +204,27 @@ def train_one_epoch(
     first, waited, asked = run.step, 0.0, began
     bar = tqdm(
         data.epoch(run.epoch, run.step), desc=f"epoch {run.epoch + 1}/{run.recipe.epochs}", total=len(data),
-        initial=run.step, unit="step", dynamic_ncols=True, mininterval=1.0,
+        initial=run.step, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not journal.writes,
     )  # fmt: skip
     for images, targets in bar:
         waited += time.perf_counter() - asked
-        torch.manual_seed(hash((data.seed, run.epoch, run.step)) & (2**63 - 1))  # dropout, too, is a function
+        torch.manual_seed(hash((data.seed, run.epoch, run.step)) + distributed.rank() & (2**63 - 1))  # for dropout
         run.learn(images, targets, criterion)
         if run.step % READ_EVERY == 0 or run.step == run.steps:
             check_finite(run, data, names)
             passed = time.perf_counter() - began
             speed, loss = (run.step - first) * data.batch_size / passed, run.losses[: run.step].mean().item()
             bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} samples/s, waiting {waited / passed:.0%}", refresh=False)
-        due = time.perf_counter() - saved > run.recipe.save_every * 60
-        if stop or due:
+        stopping = distributed.anywhere(bool(stop))
+        if stopping or time.perf_counter() - saved > run.recipe.save_every * 60:
             check_finite(run, data, names)
-            checkpoint.save(run.state_dict(), folder / "last.pt")
+            journal.save(run.state_dict())
             saved = time.perf_counter()
-        if stop:
+        if stopping:
             bar.close()
-            raise Interrupted(f"{stop.received}: saved at epoch {run.epoch + 1}, step {run.step} of {run.steps}")
+            raise Interrupted(
+                f"{stop.received or 'stopped'}: saved at epoch {run.epoch + 1}, step {run.step} of {run.steps}"
+            )
         asked = time.perf_counter()
     return waited / max(time.perf_counter() - began, 1e-9)
 
@@ -238,17 +238,8 @@ def check_finite(run: Run, data: Data, names: Callable[[np.ndarray], str]) -> No
     bad = torch.nonzero(~torch.isfinite(run.losses[: run.step]))
     if len(bad):
         step = int(bad[0])
-        rows = data.order(run.epoch)[step * data.batch_size : (step + 1) * data.batch_size]
+        samples = names(data.steps(run.epoch)[step])
         raise FloatingPointError(
-            f"the loss is not finite in epoch {run.epoch + 1}, step {step + 1}, on {names(rows)}: "
+            f"the loss is not finite in epoch {run.epoch + 1}, step {step + 1}, on {samples}: "
             "look at these samples, or lower --lr in a run of another --name; the last checkpoint is from before"
         )
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as a table, whole or not at all."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})

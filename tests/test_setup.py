@@ -22,10 +22,10 @@ def test_the_conda_environment_installs_what_pyproject_lists() -> None:
 def test_what_is_imported_is_what_is_listed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {requirement.split(">=")[0].replace("-", "_") for requirement in project["dependencies"]}
-    names |= {requirement.split(">=")[0] for requirement in project["optional-dependencies"]["dev"]}
+    names |= {requirement.split(">=")[0].replace("-", "_") for requirement in project["optional-dependencies"]["dev"]}
     modules = {"opencv_python_headless": "cv2", "pillow": "PIL", "scikit_learn": "sklearn", "pyyaml": "yaml",
                "six": "kaggle", "tensorboard": "torch"}  # the last two: asked for by others, which do not say so
-    tools = {"ruff", "mypy"}
+    tools = {"ruff", "mypy", "pytest_xdist"}
     imported = imports("datasets", "models", "training", "utils", "tests", "benchmarks")
     assert {modules.get(name, name) for name in names - tools} == imported - {"kagglesdk"}  # a part of kaggle
 

@@ -62,6 +62,8 @@ def exits() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
+        if mark := os.environ.get("CONTINUE_MARK"):  # a job script asks to be told, see jobs/common.sh
+            write_text(Path(mark), f"{stop}\n")
         print(f"{stop}; the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:

@@ -1,0 +1,79 @@
+# What the jobs share. A job sources this file and calls `train SCRIPT OPTIONS...`.
+#
+# jobs/site.sh, if there is one, is read first: modules, conda, an account (see site.example.sh).
+# STAGE=FOLDER in the environment names a node-local disk: the decoded data are copied there and read from there.
+
+set -uo pipefail
+repository=$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")")
+cd "$repository" || exit 2
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+mkdir -p runs/slurm || { echo "error: $repository/runs cannot be written: make it writable" >&2; exit 2; }
+exec >>"runs/slurm/$job.log" 2>&1
+echo "== job $job on $(hostname -s), $(date '+%F %T'), start ${SLURM_RESTART_COUNT:-0}"
+
+export CONTINUE_MARK="$repository/runs/slurm/$job.continue" # written by a training that was stopped and has saved
+before="runs/slurm/$job.before"                             # where it stood at the last stop
+
+fail() {
+    echo "error: $1"
+    exit 2
+}
+
+choose_python() {
+    if [ -x .venv/bin/python ]; then
+        python=.venv/bin/python
+    elif [ -n "${CONDA_PREFIX:-}" ] && "$CONDA_PREFIX/bin/python" -c 'import tyro' 2>/dev/null; then
+        python=$CONDA_PREFIX/bin/python
+    elif python3 -c 'import torch, tyro' 2>/dev/null; then
+        python=python3
+    else
+        fail "no environment with the project in it: run 'make .venv/installed', or activate one in jobs/site.sh"
+    fi
+}
+
+stage() { # copy the decoded data to the node's own disk; without it, training reads from where they are
+    [ -n "${STAGE:-}" ] && [ -d datasets/cache ] || return 0
+    local target=$STAGE/brain-tumor-mri-$job
+    if mkdir -p "$target" && cp -r datasets/cache/. "$target"; then
+        options+=(--cache "$target")
+        trap 'rm -rf "$target"' EXIT
+    else
+        echo "could not copy datasets/cache to $target (is the disk full?): reading from where they are"
+        rm -rf "$target"
+    fi
+}
+
+train() {
+    local script=$1
+    shift
+    options=("$@")
+    [ -f jobs/site.sh ] && source jobs/site.sh
+    choose_python
+    [[ " ${options[*]} " == *" --device "* ]] || options+=(--device cuda) # no GPU is an error, not a slow job
+    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && options+=("${ARRAY_OPTION:---fold}" "$SLURM_ARRAY_TASK_ID")
+    stage
+    export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+    rm -f "$CONTINUE_MARK"
+    echo "== $python $script ${options[*]}"
+    srun --kill-on-bad-exit=1 "$python" "$script" "${options[@]}" &
+    local step=$!
+    trap 'kill -USR1 $step 2>/dev/null' USR1 TERM # srun passes it on to the training
+    local code=0
+    until wait "$step"; code=$?; [ $code -le 128 ] || ! kill -0 "$step" 2>/dev/null; do :; done
+    finish "$code"
+}
+
+finish() {
+    if [ ! -f "$CONTINUE_MARK" ]; then
+        echo "== ended with code $1"
+        exit "$1"
+    fi
+    if cmp -s "$CONTINUE_MARK" "$before"; then
+        fail "stopped twice at the same step ($(cat "$before")): not requeued; is the time limit too short?"
+    fi
+    mv "$CONTINUE_MARK" "$before"
+    echo "== to be continued: $(cat "$before")"
+    scontrol requeue "$SLURM_JOB_ID"
+    sleep 60 # Slurm ends this script
+}

@@ -1,13 +1,18 @@
 """Work in threads, in order, with bounded memory."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from os import cpu_count
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """Cores that this process may use: those of a job, not of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
@@ -15,7 +20,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: in
 
     Threads, because reading images and volumes is unpacking and NumPy, which let go of the interpreter's lock.
     """
-    workers = workers or min(cpu_count() or 1, 4)
+    workers = workers or min(cores(), 4)
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:

@@ -11,9 +11,7 @@ Volumes are (240, 240, 155) voxels of 1 mm: right to left, anterior to posterior
 
 import gzip
 import io
-import os
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -22,11 +20,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from datasets.mri_signal import SEQUENCES, TISSUES, Tissue, signal
+from datasets.parallel import cores
 from datasets.phantom_anatomy import BOX, ED, ET, NCR, SHAPE, Maps, draw_lesion, make_anatomy, smooth_noise
 from datasets.phantom_folder import building
 
 VERSION = 2  # raise it when the arrays change: data sets of another version are written anew
+FOLDER = Path(__file__).with_name("phantom")
 AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=float)
 Layout = Literal["hdf5", "nifti"]
 
@@ -114,35 +116,20 @@ def write_phantom(
     if patients < 1 or seed < 0 or layout not in get_args(Layout):
         raise ValueError(f"no phantom has {patients} patients, seed {seed} and layout {layout}")
     parameters = {"version": VERSION, "patients": patients, "seed": seed, "layout": layout}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with building(folder, parameters) as part:
         if part is not None:
-            with ProcessPoolExecutor(min(patients, workers or cores or 1), get_context("spawn")) as pool:
+            with ProcessPoolExecutor(min(patients, workers or cores()), get_context("spawn")) as pool:
                 done = pool.map(partial(write_patient, part, seed, layout), range(1, patients + 1))
                 list(tqdm(done, desc=f"phantom, {layout}", unit="patient", total=patients))
     return folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    import tyro
-
-    def phantom(
-        folder: tyro.conf.Positional[Path] = Path(__file__).parent / "phantom",
-        patients: int = 20,
-        seed: int = 0,
-        layout: Layout = "hdf5",
-    ) -> Path:
-        """Write the simulated glioma data set into a folder, unless it is there already."""
-        return write_phantom(folder, patients, seed, layout)
-
-    try:
-        print(tyro.cli(phantom, args=arguments))
-    except (ValueError, OSError) as error:
-        print(f"phantom: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(folder: Path = FOLDER, /, patients: int = 20, seed: int = 0, layout: Layout = "hdf5") -> None:
+    """Write the simulated glioma data set into FOLDER, unless it is there already."""
+    print(write_phantom(folder, patients, seed, layout))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from utils import cli
+
+    cli.run(main, __doc__)

@@ -11,9 +11,8 @@ a result on it says nothing about patients.
 """
 
 import csv
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import count
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.images import CLASSES
 from datasets.mri_signal import TISSUES, Tissue, signal
+from datasets.parallel import cores
 from datasets.phantom_anatomy import (
     ELLIPSOIDS,
     Maps,
@@ -44,6 +44,7 @@ from datasets.phantom_head import HEAD, Head, Noise, add_base, add_outside, dura
 from datasets.phantom_tumours import draw_adenoma, draw_glioma, draw_meningioma, grow_adenoma, grow_meningioma
 
 VERSION = 1  # raise it when the images change: data sets of another version are written anew
+FOLDER = Path(__file__).with_name("phantom_slices")
 SIDE = 256  # pixels
 SLICES = 5  # a patient
 PLANES = {  # where the next row, the next column and the next slice lie, as radiologists look at them
@@ -200,7 +201,7 @@ def write_image_phantom(folder: Path, patients: int = 120, seed: int = 0, worker
     parameters = {"version": VERSION, "phantom": "slices", "patients": patients, "seed": seed}
     with building(folder, parameters) as part:
         if part is not None:
-            with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn")) as pool:
+            with ProcessPoolExecutor(workers or cores(), get_context("spawn")) as pool:
                 done = pool.map(partial(write_patient, part, seed), range(patients), chunksize=2)
                 rows = [row for some in tqdm(done, "phantom, images", patients, unit="patient") for row in some]
             with (part / "patients.csv").open("w", newline="") as file:
@@ -208,25 +209,12 @@ def write_image_phantom(folder: Path, patients: int = 120, seed: int = 0, worker
     return folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    import tyro
-
-    def phantom(
-        folder: tyro.conf.Positional[Path] = Path(__file__).parent / "phantom_slices",
-        patients: int = 120,
-        seed: int = 0,
-    ) -> Path:
-        """Write simulated images for classification into a folder, unless they are there already."""
-        return write_image_phantom(folder, patients, seed)
-
-    try:
-        print(tyro.cli(phantom, args=arguments))
-    except (ValueError, OSError) as error:
-        print(f"phantom: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(folder: Path = FOLDER, /, patients: int = 120, seed: int = 0) -> None:
+    """Write simulated images for classification into FOLDER, unless they are there already."""
+    print(write_image_phantom(folder, patients, seed))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from utils import cli
+
+    cli.run(main, __doc__)

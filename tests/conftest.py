@@ -1,10 +1,12 @@
 """What the tests share: small cases on disk, and the real data where they are."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
 
@@ -16,6 +18,15 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads would wait for each other longer than these small networks take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make_case(seed: int, shape: tuple[int, int, int] = (40, 48, 12)) -> tuple[np.ndarray, np.ndarray]:
@@ -50,3 +61,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(6):
         write_case(folder, f"Case_{number:03d}", *make_case(number))
     return folder
+
+
+def left(folder: Path) -> list[str]:
+    """What stands in a folder; locks of files do not count."""
+    return [path.name for path in folder.iterdir() if path.suffix != ".lock"]

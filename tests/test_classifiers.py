@@ -1,6 +1,5 @@
 """The four classifiers: counts, sizes, gradients, skip connections, and what hooks read from them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,9 @@ from utils import explain
 
 COUNTS = {"custom_cnn": 3_001_156, "alexnet": 4_589_316, "vgg16": 65_070_916, "vit": 21_459_460}
 SMALLEST = {"custom_cnn": 69, "alexnet": 69, "vgg16": 32, "vit": 16}
+pytestmark = pytest.mark.usefixtures("one_thread")
 every_classifier = pytest.mark.parametrize("name", COUNTS)
 every_cnn = pytest.mark.parametrize("name", ["custom_cnn", "alexnet", "vgg16"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads would wait for each other longer than these small networks take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def batch(*size: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ def store(groups: list[int], labels: list[int], part: list[int] | None = None) -
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=40, max_size=120), st.integers(0, 5))
 def test_groups_are_disjoint_and_every_image_is_tested_once(sizes: list[tuple[int, int]], seed: int) -> None:
-    sizes += [(label, 1) for label in range(4) for _ in range(8)]  # enough groups of each class for the folds
+    sizes += [(label, 1) for label in range(4) for _ in range(20)]  # enough groups of each class for the folds
     groups = [group for group, (_, size) in enumerate(sizes) for _ in range(size)]
     labels = [label for label, size in sizes for _ in range(size)]
     made = store(groups, labels)

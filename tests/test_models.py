@@ -1,7 +1,6 @@
 """The three U-Nets: counts, sizes, gradients, layouts, attention maps."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,16 +21,8 @@ COUNTS = {
     "attention_unet": {8: 225_287, 16: 843_319, 32: 3_258_263, 64: 12_803_671},
 }
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 every_unet = pytest.mark.parametrize("name", UNETS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads would wait for each other longer than these small networks take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(name: str, n_filters: int = 8, **options: int) -> models.Model:

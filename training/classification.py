@@ -8,15 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets import group_splits
+from datasets import group_splits, phantom_slices
 from datasets.augment import ImageAugmentation
 from datasets.batches import Batches
 from datasets.image_store import open_images
 from datasets.images import CLASSES
-from datasets.phantom_slices import write_image_phantom
 from datasets.splits import Split
 from datasets.store import Store
-from training.options import ROOT, ImageOptions
+from training.options import ImageOptions
 from training.stages import precision, say
 from utils import classification, classification_plots, classification_results, distributed, plots
 from utils.losses import CrossEntropy
@@ -28,7 +27,7 @@ def open_data(options: ImageOptions, preprocessing: Mapping[str, Any] | None = N
     folder = options.data
     if folder == ImageOptions.data and not (folder.is_dir() and any(folder.iterdir())):
         say(f"No data in {folder}: using the built-in phantom. Real data: python datasets/download.py classification")
-        folder = write_image_phantom(ROOT / "datasets" / "phantom_slices")
+        folder = phantom_slices.write_image_phantom(phantom_slices.FOLDER)
     return open_images(folder, options.cache, (preprocessing or vars(options))["image_size"])
 
 

@@ -21,10 +21,7 @@ from utils import cli
 def main(options: ImageOptions) -> None:
     from training import classification, stages  # torch and its kind are slow to import: --help does without
 
-    if options.evaluate:
-        stages.evaluate(options, classification)
-    else:
-        stages.run(options, classification)
+    stages.start(options, classification)
 
 
 if __name__ == "__main__":

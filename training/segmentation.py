@@ -7,15 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets import splits
+from datasets import phantom, splits
 from datasets.augment import Augmentation
 from datasets.batches import Batches
 from datasets.brats import CLASSES, MODALITIES, REGIONS
-from datasets.phantom import write_phantom
 from datasets.slices import open_slices
 from datasets.splits import Split
 from datasets.store import Store
-from training.options import ROOT, UNetOptions
+from training.options import UNetOptions
 from training.stages import precision, say
 from utils import distributed, plots, results
 from utils.evaluate import Scan, count_all, score, segment, validate
@@ -29,7 +28,7 @@ def open_data(options: UNetOptions, preprocessing: Mapping[str, Any] | None = No
     folder = options.data
     if folder == UNetOptions.data and not (folder.is_dir() and any(folder.iterdir())):
         say(f"No data in {folder}: using the built-in phantom. Real data: put BraTS cases there (see README).")
-        folder = write_phantom(ROOT / "datasets" / "phantom")
+        folder = phantom.write_phantom(phantom.FOLDER)
     made = preprocessing or {"window": options.window, "normalise": "zscore"}
     return open_slices(
         folder, options.cache, tuple(made["window"]), options.labels, options.modalities, made["normalise"]

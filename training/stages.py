@@ -61,6 +61,11 @@ class Task(Protocol):
         """What the header of the weights says beside what all weights say."""
 
 
+def start(options: Options, task: Task) -> None:
+    """What the scripts do: train, or score given weights."""
+    (evaluate if options.evaluate else run)(options, task)
+
+
 def run(options: Options, task: Task) -> None:
     """Train and evaluate, or go on with what stands in the run's folder. Of several processes the first writes."""
     folder = options.folder

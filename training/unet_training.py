@@ -20,10 +20,7 @@ from utils import cli
 def main(options: UNetOptions) -> None:
     from training import segmentation, stages  # torch and its kind are slow to import: --help does without
 
-    if options.evaluate:
-        stages.evaluate(options, segmentation)
-    else:
-        stages.run(options, segmentation)
+    stages.start(options, segmentation)
 
 
 if __name__ == "__main__":

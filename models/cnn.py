@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models.base import Model
+from models.layers import RELU, initialised
 
 
 class Conv(NamedTuple):
@@ -74,7 +75,6 @@ def _side(convs: tuple[Conv, ...], size: int) -> int:
 
 
 def plain(in_channels: int, conv: Conv) -> nn.Module:
-    """Convolution and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, conv.channels, conv.kernel, conv.stride, conv.padding), nn.ReLU(inplace=True)
-    )
+    """Convolution and ReLU; a deep stack would not learn from PyTorch's own start."""
+    convolution = nn.Conv2d(in_channels, conv.channels, conv.kernel, conv.stride, conv.padding)
+    return nn.Sequential(initialised(convolution, gain=RELU), nn.ReLU(inplace=True))

@@ -6,7 +6,6 @@ Simonyan 2014, arXiv 1409.1556, configuration D.
 from torch import nn
 
 from models.cnn import CNN, Conv, plain
-from models.layers import RELU, initialised
 
 LEVELS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions; a pool behind each level
 CONVS = tuple(
@@ -21,6 +20,3 @@ class VGG16(CNN):
         self, in_channels: int = 3, num_classes: int = 4, image_size: int = 128, dropout: float = 0.5
     ) -> None:
         super().__init__(CONVS, plain, (4096, 4096), nn.ReLU, dropout, in_channels, num_classes, image_size)
-        for module in self.features.modules():
-            if isinstance(module, nn.Conv2d):  # from PyTorch's own start it would not learn
-                initialised(module, gain=RELU)

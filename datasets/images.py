@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
+from datasets import dicom
+
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")  # class codes 0, 1, 2, 3
 PARTS = ("Training", "Testing")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm"}
 PREPROCESSED = "preprocessed"  # a folder of this name holds copies: it is passed over
 SMALLEST = 16  # pixels: below, nothing can be seen
 
@@ -78,22 +80,30 @@ def _folders(folder: Path) -> list[str]:
 
 
 def read_gray(path: Path) -> np.ndarray:
-    """The pixels of an image of any mode as (H, W) uint8.
+    """The pixels of an image of any mode, or of a DICOM slice, as (H, W) uint8.
 
     Colours become their luminance, transparent pixels black, more than 8 bits are scaled to what the image uses.
 
     Raises:
-        ValueError: not an image, damaged, cut off, or too small to show anything.
+        ValueError: not an image, damaged, cut off, of several pages, or too small to show anything.
     """
+    pixels = _to_gray(dicom.read_slice(path)) if dicom.is_dicom(path) else _read_picture(path)
+    if min(pixels.shape) < SMALLEST:
+        raise ValueError(f"{path} has only {pixels.shape[1]} x {pixels.shape[0]} pixels: replace or remove it")
+    return pixels
+
+
+def _read_picture(path: Path) -> np.ndarray:
     try:
         with Pillow.open(path) as image:
             image.draft("L", None)  # a JPEG then decodes its luminance alone
             image.load()
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             pixels = _to_gray(image)
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: replace or remove it ({error})") from error
-    if min(pixels.shape) < SMALLEST:
-        raise ValueError(f"{path} has only {pixels.shape[1]} x {pixels.shape[0]} pixels: replace or remove it")
+    if pages > 1:
+        raise ValueError(f"{path} holds {pages} pages: save each as an image of its own")
     return pixels
 
 

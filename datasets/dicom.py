@@ -1,0 +1,44 @@
+"""One slice of a DICOM file, as a viewer would show it."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file says so itself: scanners give any ending, or none. False where it cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read_slice(path: Path) -> Pillow.Image:
+    """The pixels of a DICOM file, rescaled and windowed as its header asks, bright where the signal is.
+
+    Returns:
+        an image of mode F, or of mode L where the file holds colours.
+
+    Raises:
+        ValueError: damaged, without pixels, of several frames, or compressed in a way that needs another package.
+    """
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    unreadable = InvalidDicomError, AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError
+    try:
+        data = pydicom.dcmread(path)
+        if int(data.get("NumberOfFrames", 1)) == 1:
+            stored = data.pixel_array
+            if stored.ndim == 3:
+                return Pillow.fromarray(stored).convert("L")
+            shown = np.asarray(apply_voi_lut(apply_modality_lut(stored, data), data), np.float32)
+            inverted = data.get("PhotometricInterpretation") == "MONOCHROME1"
+            return Pillow.fromarray(shown.max() - shown if inverted else shown)
+    except unreadable as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read as DICOM: export it uncompressed, or as PNG ({reason})") from error
+    raise ValueError(f"{path} holds {data.NumberOfFrames} frames: export each slice as a file of its own")

@@ -31,7 +31,7 @@ from nibabel.wrapstruct import WrapStructError
 from datasets.brats_files import MODALITIES, Source, find_cases, listing
 
 __all__ = ["CLASSES", "LABELS", "MODALITIES", "REGIONS", "Case", "Source",
-           "background", "find_cases", "read_case", "regions"]
+           "as_image", "background", "find_cases", "read_case", "regions"]
 
 CLASSES = ("NCR", "ED", "ET")  # label codes 1, 2, 3; 0 is background
 REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}  # whole tumour, tumour core, enhancing tumour
@@ -56,6 +56,7 @@ class Case:
     images  (4, X, Y, Z) float32, in the order of MODALITIES, intensities as in the files
     labels  (X, Y, Z) uint8: 0 background, 1 NCR, 2 ED, 3 ET; None if the case has none
     affine  (4, 4): from voxel indices of these arrays to millimetres (RAS+, as in NIfTI)
+    header  of the T1 file, whose grid and orientation may be others; None for HDF5 slices
     """
 
     case: str
@@ -63,6 +64,7 @@ class Case:
     images: np.ndarray
     labels: np.ndarray | None
     affine: np.ndarray
+    header: nib.Nifti1Header | None = None
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -87,6 +89,23 @@ def background(volume: np.ndarray) -> float:
 def regions(labels: np.ndarray) -> dict[str, np.ndarray]:
     """The nested regions that BraTS scores, WT, TC and ET: boolean masks of the shape of `labels` (codes)."""
     return {name: np.isin(labels, codes) for name, codes in REGIONS.items()}
+
+
+def as_image(case: Case, codes: np.ndarray, convention: str = "2021") -> nib.Nifti1Image:
+    """Label codes (X, Y, Z) of a case as the case's own label file would hold them: on the grid and with the affine
+    of its T1 file, in the values of a convention (a key of LABELS)."""
+    values = np.zeros(len(CLASSES) + 1, dtype=np.uint8)
+    values[list(LABELS[convention].values())] = list(LABELS[convention])
+    if case.header is None:
+        image = nib.Nifti1Image(values[codes], case.affine)
+        image.header.set_xyzt_units("mm")
+        return image
+    affine = case.header.get_best_affine()
+    from_lps = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("LPS"), nib.io_orientation(affine))
+    image = nib.Nifti1Image(nib.apply_orientation(values[codes], from_lps), affine, case.header)
+    image.set_data_dtype(np.uint8)
+    image.header["cal_min"] = image.header["cal_max"] = 0  # the T1's display range
+    return image
 
 
 def read_case(source: Source, labels: str | None = None, modalities: Sequence[str] = MODALITIES,
@@ -116,13 +135,14 @@ def read_case(source: Source, labels: str | None = None, modalities: Sequence[st
 
 
 def _read_nifti(source: Source, convention: str) -> Case:
-    volumes = {part: (path, values, affine) for part, path, values, affine in _nifti_volumes(source)}
-    first, values, affine = volumes["t1"]
-    for path, other, other_affine in volumes.values():
+    volumes = {part: (path, values, header) for part, path, values, header in _nifti_volumes(source)}
+    first, values, header = volumes["t1"]
+    affine = header.get_best_affine()
+    for path, other, other_header in volumes.values():
         if other.shape != values.shape:
             raise ValueError(f"{path}: shape {other.shape}, but {first.name} has {values.shape}; resample "
                              "the files of a case to one grid")
-        if not np.allclose(other_affine, affine, rtol=0, atol=1e-3):
+        if not np.allclose(other_header.get_best_affine(), affine, rtol=0, atol=1e-3):
             raise ValueError(f"{path}: the affine differs from that of {first.name}; resample the files of a "
                              "case to one grid")
     to_lps = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("LPS"))
@@ -132,19 +152,19 @@ def _read_nifti(source: Source, convention: str) -> Case:
         _check_intensities(f"{volumes[part][0]}: {part}", image)
     codes = _to_codes(volumes["seg"][0], lps["seg"], convention) if "seg" in lps else None
     affine = affine @ nib.orientations.inv_ornt_aff(to_lps, values.shape)
-    return Case(source.case, source.patient, images, codes, affine)
+    return Case(source.case, source.patient, images, codes, affine, header)
 
 
-def _nifti_volumes(source: Source) -> Iterator[tuple[str, Path, np.ndarray, np.ndarray]]:
-    """(part, path, (X, Y, Z) values, affine) as stored: the modalities, then the labels, if there are any."""
+def _nifti_volumes(source: Source) -> Iterator[tuple[str, Path, np.ndarray, nib.Nifti1Header]]:
+    """(part, path, (X, Y, Z) values, header) as stored: the modalities, then the labels, if there are any."""
     if source.layout == "msd":
         path = source.files["image"]
-        values, affine = _load_nifti(path, ndim=4)
+        values, header = _load_nifti(path, ndim=4)
         if values.shape[3] != len(MSD_ORDER):
             raise ValueError(f"{path}: {values.shape[3]} channels instead of the four of Task01_BrainTumour "
                              f"({listing(MSD_ORDER)}); give the folder of that task")
         for channel, part in enumerate(MSD_ORDER):
-            yield part, path, values[..., channel], affine
+            yield part, path, values[..., channel], header
     else:
         for part in MODALITIES:
             yield part, source.files[part], *_load_nifti(source.files[part], ndim=3)
@@ -152,21 +172,21 @@ def _nifti_volumes(source: Source) -> Iterator[tuple[str, Path, np.ndarray, np.n
         yield "seg", source.files["seg"], *_load_nifti(source.files["seg"], ndim=3)
 
 
-def _load_nifti(path: Path, ndim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values (float32) and affine of a NIfTI file. Decompressing it in one go takes half the time of reading
+def _load_nifti(path: Path, ndim: int) -> tuple[np.ndarray, nib.Nifti1Header]:
+    """Values (float32) and header of a NIfTI file. Decompressing it in one go takes half the time of reading
     it through nibabel, and verifies the checksum."""
     with _in_one_sentence(path):
         data = path.read_bytes()
         if data.startswith(GZIP):
             data = gzip.decompress(data)
         image = nib.Nifti1Image.from_bytes(data)
-        shape, affine = image.shape, np.asarray(image.affine)
+        shape, affine = image.shape, image.header.get_best_affine()
         values = np.asarray(image.dataobj, dtype=np.float32) if len(shape) == ndim else None
     if values is None:
         raise ValueError(f"{path}: {ndim}-D expected here, but the shape is {shape}; convert the file")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise ValueError(f"{path}: the affine of the header is singular; repair its sform or qform")
-    return values, affine
+    return values, image.header
 
 
 def _to_codes(path: Path, values: np.ndarray, convention: str) -> np.ndarray:

@@ -6,6 +6,7 @@ of the whole 240 x 240 slice and loses nothing.
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -94,6 +95,36 @@ def _overlap(start: Sequence[int], window: Sequence[int], shape: Sequence[int]) 
     return inner, outer
 
 
+class Slices(NamedTuple):
+    """The slices of a case that show brain, as a network sees them."""
+
+    images: np.ndarray  # (n, 4, *window) float16
+    kept: np.ndarray  # (n,) position of each along Z
+    start: tuple[int, int]  # first voxel (x, y) of the window
+
+
+def network_slices(
+    case: brats.Case, window: Sequence[int] = WINDOW, normalise: str = "zscore", inside: np.ndarray | None = None
+) -> Slices:
+    """Normalise the images of a case, and crop them to a window on its brain.
+
+    Args:
+        inside: (X, Y, Z) bool, what the window must hold; by default the brain.
+
+    Raises:
+        WindowTooSmall: it does not fit.
+    """
+    brain = case.brain
+    start = window_start(brain if inside is None else inside, window, case.case)
+    kept = np.flatnonzero(brain.any(axis=(0, 1)))
+    try:
+        normalised = NORMALISE[normalise](case.images, brain)
+    except ValueError as error:
+        raise ValueError(f"{case.case}: {error}; is one of its files a mask? Replace or remove the case") from error
+    images = np.moveaxis(crop(normalised, start, window)[..., kept], -1, 0)
+    return Slices(np.ascontiguousarray(images, dtype=np.float16), kept, start)
+
+
 def prepare(case: brats.Case, window: Sequence[int] = WINDOW, normalise: str = "zscore") -> store.Block:
     """The slices of one case that show brain: images (n, 4, *window) float16, labels (n, *window) uint8.
 
@@ -101,14 +132,7 @@ def prepare(case: brats.Case, window: Sequence[int] = WINDOW, normalise: str = "
         WindowTooSmall: the brain (or the tumour outside it) does not fit.
     """
     assert case.labels is not None
-    brain = case.brain
-    start = window_start(brain | (case.labels > 0), window, case.case)
-    kept = np.flatnonzero(brain.any(axis=(0, 1)))
-    try:
-        normalised = NORMALISE[normalise](case.images, brain)
-    except ValueError as error:
-        raise ValueError(f"{case.case}: {error}; is one of its files a mask? Replace or remove the case") from error
-    images = crop(normalised, start, window)[..., kept]
+    images, kept, start = network_slices(case, window, normalise, case.brain | (case.labels > 0))
     labels = crop(case.labels, start, window)[..., kept]
     counts = [(labels == code).sum(axis=(0, 1)) for code in (1, 2, 3)]
     rows = [
@@ -119,7 +143,6 @@ def prepare(case: brats.Case, window: Sequence[int] = WINDOW, normalise: str = "
         "case": case.case, "patient": case.patient, "affine": case.affine.tolist(),
         "spacing": [float(size) for size in case.spacing], "shape": list(case.labels.shape), "start": start,
     }  # fmt: skip
-    images = np.ascontiguousarray(np.moveaxis(images, -1, 0), dtype=np.float16)  # (n, 4, H, W)
     return store.Block(images, np.ascontiguousarray(np.moveaxis(labels, -1, 0)), rows, info)
 
 

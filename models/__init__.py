@@ -7,6 +7,6 @@
 
 from models.base import Model
 from models.registry import MODELS, build
-from models.weights import load, load_into, read_header, save
+from models.weights import load, load_into, read_header, recorded, save
 
-__all__ = ["MODELS", "Model", "build", "load", "load_into", "read_header", "save"]
+__all__ = ["MODELS", "Model", "build", "load", "load_into", "read_header", "recorded", "save"]

@@ -6,6 +6,7 @@ preprocessing, data, split, metrics, commit. So a file needs nothing beside it.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ def read_header(path_or_name: str | Path) -> dict[str, Any]:
         return header | {"model": str(header["model"]), "options": dict(header["options"])}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} has no header that names its model and options.") from error
+
+
+def recorded(header: Mapping[str, Any]) -> set[str]:
+    """The names in a header of what its weights have seen; older weights name the members of their split."""
+    split = header.get("split", {"train": [], "val": []})
+    return {*header.get("seen", []), *split["train"], *split["val"]}
 
 
 def _find(path_or_name: str | Path) -> Path:

@@ -158,9 +158,9 @@ def test_fine_tuning_starts_from_given_weights(options: UNetOptions, tmp_path: P
     one, other = (models.load(run.folder / "ImprovedUNet.safetensors") for run in (options, tuned))
     for (name, value), same in zip(one.named_parameters(), other.parameters(), strict=True):
         assert np.array_equal(value.detach(), same.detach()), name
-    seen = [stages.recorded(models.read_header(run.folder / "ImprovedUNet.safetensors")) for run in (options, tuned)]
+    seen = [models.recorded(models.read_header(run.folder / "ImprovedUNet.safetensors")) for run in (options, tuned)]
     assert seen[0] and seen[0] <= seen[1]
-    assert stages.recorded({"split": {"train": ["p1"], "val": ["p2"]}}) == {"p1", "p2"}  # of older weights
+    assert models.recorded({"split": {"train": ["p1"], "val": ["p2"]}}) == {"p1", "p2"}  # of older weights
     with pytest.raises(ValueError, match=r"classic_unet|ClassicUNet"):
         stages.run(replace(options, model="classic_unet", init=weights, name=str(tmp_path / "other")), segmentation)
 

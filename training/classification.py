@@ -18,6 +18,7 @@ from datasets.store import Store
 from training.options import ImageOptions
 from training.stages import precision, say
 from utils import classification, classification_plots, classification_results, distributed, plots
+from utils.classification import prepare
 from utils.losses import CrossEntropy
 from utils.train import Recipe, fit
 
@@ -37,14 +38,6 @@ def make_split(options: ImageOptions, store: Store) -> Split:
         return group_splits.official(store, options.val, options.seed)
     assert options.fold is not None
     return group_splits.by_fold(store, options.fold, options.folds, options.val, options.seed)
-
-
-def prepare(images: torch.Tensor) -> torch.Tensor:
-    """(B, 1, H, W) gray levels 0 to 255 -> (B, 3, H, W) of mean square near 1.
-
-    Background stays 0: what convolutions see beyond the edge, and what augmentation fills in.
-    """
-    return (images / 64).expand(-1, 3, -1, -1)
 
 
 def train(options: ImageOptions, model: nn.Module, store: Store, split: Split, device: torch.device) -> nn.Module:

@@ -135,23 +135,17 @@ def bare(case: str) -> str:
 
 def seen_by(header: Mapping[str, Any], store: Store) -> np.ndarray:
     """(N,) bool: rows of a store that published weights, or the ones they started from, were trained or watched on."""
-    known = list(recorded(header))
+    known = list(models.recorded(header))
     if header.get("split", {}).get("unit") == "slice":
         return np.isin(splits.members(store, "slice"), known)
     files = [bare(case) for case in store.index["case"].tolist()]
     return np.isin(files, known) | np.isin(store.index["patient"], known)
 
 
-def recorded(header: Mapping[str, Any]) -> set[str]:
-    """The names in a header of what its weights have seen; older weights name the members of their split."""
-    split = header.get("split", {"train": [], "val": []})
-    return {*header.get("seen", []), *split["train"], *split["val"]}
-
-
 def seen(options: Options, store: Store, split: Split) -> list[str]:
     """What the weights of this run, and those it started from, were trained or watched on."""
     rows = np.concatenate([split.rows(store, part) for part in ("train", "val")])
-    before = recorded(models.read_header(options.init)) if options.init else ()
+    before = models.recorded(models.read_header(options.init)) if options.init else ()
     return sorted({*names(store, split.unit, rows), *before})
 
 

@@ -1,7 +1,8 @@
 """Files that are whole or not there."""
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,3 +32,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made if need be. ValueError: nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror}): choose another --out") from error
+
+
+def spare(path: Path, inputs: Iterable[Path]) -> Path:
+    """The path of an output, which may replace an older one. ValueError: it is one of the inputs."""
+    if path.exists() and any(path.samefile(input) for input in inputs if input.exists()):
+        raise ValueError(f"{path} is an input, which stays as it is: choose another --out")
+    return path

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.brats import CLASSES
+from datasets.brats import CLASSES, MODALITIES, Case, regions
 from utils.metrics import mean_interval
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 INK, FAINT = "#222222", "#D9D9D9"
 COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00")  # blue, green, vermilion, ...
 MARKERS = ("o", "s", "^", "D", "v", "P")
+PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis (LPS) that they lie across
 STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "figure.facecolor": "white",
@@ -147,12 +148,66 @@ def overlay(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def _mri(axes: "Axes", image: np.ndarray) -> None:
-    """A grey (X, Y) slice, black at its 1st percentile, white at its 99.5th; front up, right on the left."""
+def overview(case: Case, predicted: np.ndarray, title: str) -> "Figure":
+    """A case and what was found in it: the axial, coronal and sagittal slices with the most tumour, outlined.
+
+    Three rows: FLAIR and T1c with the outlines of the predicted WT, TC and ET, and FLAIR with the true ones, if
+    the case has labels. Where neither marks anything, the slices with the most brain.
+
+    Args:
+        predicted: (X, Y, Z) label codes on the grid of the case.
+    """
+    from matplotlib.lines import Line2D
+
+    marked = predicted > 0 if case.labels is None else (predicted > 0) | (case.labels > 0)
+    chosen = predicted > 0 if predicted.any() else marked if marked.any() else case.brain
+    box = tuple(slice(line.argmax(), len(line) - line[::-1].argmax()) for line in _lines_of(case.brain | marked))
+    flair, t1c = (np.where(case.brain, case.images[MODALITIES.index(name)], 0)[box] for name in ("flair", "t1c"))
+    rows = [("FLAIR, prediction", flair, predicted[box]), ("T1c, prediction", t1c, predicted[box])]
+    if case.labels is not None:
+        rows.append(("FLAIR, truth", flair, case.labels[box]))
+    styles: dict[str, dict[str, Any]] = {  # the colours of ED and ET; TC's rim is often that of ET: dashes on it
+        "WT": {"colors": COLOURS[1], "linestyles": "-"},
+        "ET": {"colors": COLOURS[2], "linestyles": "-"},
+        "TC": {"colors": COLOURS[4], "linestyles": "--"},
+    }
+    with canvas(width=8, height=2.9 * len(rows) + 0.7) as figure:
+        figure.suptitle(title, fontsize=10, wrap=True)
+        for line, (name, image, labels) in zip(figure.subplots(len(rows), 3), rows, strict=True):
+            for axes, (plane, axis) in zip(line, PLANES.items(), strict=True):
+                at = int(chosen[box].sum(axis=tuple({0, 1, 2} - {axis})).argmax())
+                across, down = (size for other, size in enumerate(case.spacing) if other != axis)
+                marks = ("R", "L") if axis else ("A", "P")
+                _mri(axes, _section(image, axis, at), marks, aspect=down / across)
+                masks = regions(_section(labels, axis, at))
+                for region, style in styles.items():
+                    if masks[region].any():
+                        axes.contour(masks[region].T.astype(float), levels=[0.5], linewidths=1.2, **style)
+                axes.set_title(f"{name}, {plane}")
+        handles = [Line2D([], [], color=style["colors"], linestyle=style["linestyles"], label=region)
+                   for region, style in styles.items()]  # fmt: skip
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _lines_of(mask: np.ndarray) -> list[np.ndarray]:
+    """Of a (X, Y, Z) mask, which planes across each axis hold something."""
+    return [np.asarray(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+
+
+def _section(volume: np.ndarray, axis: int, at: int) -> np.ndarray:
+    """A plane of a (X, Y, Z) volume, whose second axis runs down a page: to the back, or from head to feet."""
+    plane = volume.take(at, axis)
+    return plane if axis == 2 else plane[:, ::-1]
+
+
+def _mri(axes: "Axes", image: np.ndarray, marks: tuple[str, str] = ("R", "L"), aspect: float = 1) -> None:
+    """A grey (X, Y) slice, black at its 1st percentile, white at its 99.5th; X runs from the left mark to the right
+    one, Y down; aspect: height of a pixel relative to its width."""
     tissue = np.ma.masked_equal(np.asarray(image, dtype=float), 0)
     low, high = np.percentile(tissue.compressed(), (1, 99.5)) if tissue.count() else (0, 1)
-    axes.imshow(tissue.filled(low).T, cmap="gray", vmin=low, vmax=high)
-    for side, place, align in (("R", 0.02, "left"), ("L", 0.98, "right")):
+    axes.imshow(tissue.filled(low).T, cmap="gray", vmin=low, vmax=high, aspect=aspect)
+    for side, place, align in zip(marks, (0.02, 0.98), ("left", "right"), strict=True):
         axes.text(place, 0.98, side, transform=axes.transAxes, color="white", va="top", ha=align, fontsize=8)
     axes.set_axis_off()
 

@@ -1,0 +1,277 @@
+"""Classifying images: seen as in training, whatever the file, and what is said of bad input."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+
+import models
+from datasets.batches import Batches
+from datasets.image_store import open_images
+from datasets.images import CLASSES, read_gray
+from tests import test_predict_scans as segmentation
+from tests.test_images import head, tree
+from utils import classification, explain, predict, predict_images
+
+CPU = torch.device("cpu")
+SIZE = 72
+HEADER = {
+    "preprocessing": {"image_size": SIZE, "side": 256, "classes": list(CLASSES)}, "classes": list(CLASSES),
+    "mirror": True, "temperature": 1.7,
+}  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network(name: str = "alexnet") -> models.Model:
+    torch.manual_seed(0)
+    small = {"dim": 32, "depth": 2, "heads": 2, "mlp_dim": 32, "patch_size": 8} if name == "vit" else {}
+    made = models.build(name, image_size=SIZE, **small).eval()
+    made.header = HEADER
+    return made
+
+
+class Projection(models.Model):
+    """Sees every pixel, each with a weight of its own, unlike a new network, to which all images are alike."""
+
+    def __init__(self, seed: int = 0, **header: object) -> None:
+        super().__init__()
+        self.weights = 0.01 * torch.randn(SIZE * SIZE, len(CLASSES), generator=torch.Generator().manual_seed(seed))
+        self.header = HEADER | header
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0].flatten(1) @ self.weights
+
+
+def classifier(*networks: models.Model, tta: bool = False) -> predict_images.Classifier:
+    return predict_images.Classifier(networks or (Projection(),), CPU, 5, tta)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "AlexNet.safetensors"
+    models.save(network(), path, **HEADER)
+    return path
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """A head with something bright on one side, of a wide range of gray levels."""
+    image = head(box=(4, 116, 4, 96))
+    image[40:60, 20:40] = np.linspace(0, 250, 400).reshape(20, 20)
+    return image
+
+
+@pytest.fixture
+def scan(pixels: np.ndarray, tmp_path: Path) -> Path:
+    path = tmp_path / "data" / "scan.png"
+    path.parent.mkdir()
+    Pillow.fromarray(pixels).save(path)
+    return path
+
+
+def dicom(path: Path, pixels: np.ndarray, **tags: object) -> Path:
+    """An uncompressed MR image with values 0 to 4000; tags of its header."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    stored = (pixels.astype(np.float64) * 4000 / 255).round().astype(np.uint16)
+    data.Rows, data.Columns = pixels.shape[-2:]
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+    data.PixelData = stored.tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "predictions.csv").open()))
+
+
+# ------------------------------------------------------------------------------------------------ as in training
+
+
+def test_an_image_is_seen_as_in_training(tmp_path: Path) -> None:
+    folder, model = tree(tmp_path / "data"), Projection()
+    store = open_images(folder, tmp_path / "cache", SIZE)
+    batches = Batches(store, np.arange(len(store)), 7, CPU, prepare=classification.prepare)
+    logits, _ = classification.logits_of(model, batches, mirror=True)
+    expected = classification.softmax(logits, HEADER["temperature"])
+    assert predict_images.run([folder], classifier(model), tmp_path) == []
+    found = {Path(row["file"]).relative_to(folder).as_posix(): row for row in rows(tmp_path)}
+    assert set(found) == set(store.index["case"]) and np.ptp(expected, axis=0).max() > 1e-3
+    for name, row in zip(store.index["case"], expected, strict=True):
+        np.testing.assert_allclose([float(found[name][of]) for of in CLASSES], row, atol=2e-2 * row.max())
+        assert found[name]["prediction"] == CLASSES[row.argmax()]
+
+
+def test_an_ensemble_is_the_mean_of_calibrated_probabilities(pixels: np.ndarray) -> None:
+    several = [Projection(0, temperature=0.5), Projection(1, temperature=3.0), network("custom_cnn")]
+    single = [classifier(one).probabilities([pixels, pixels[:, ::-1]]) for one in several]
+    found = classifier(*several).probabilities([pixels, pixels[:, ::-1]])
+    np.testing.assert_allclose(found, np.mean(single, axis=0), rtol=1e-6)
+    assert np.abs(found - single[0]).max() > 1e-3 and found.sum(axis=1) == pytest.approx(1)
+
+
+def test_tta_mirrors_and_so_do_weights_that_say_so(pixels: np.ndarray) -> None:
+    def of(image: np.ndarray, mirror: bool, tta: bool = False) -> np.ndarray:
+        return classifier(Projection(mirror=mirror), tta=tta).probabilities([image])
+
+    plain, other = of(pixels, mirror=False), of(pixels[:, ::-1].copy(), mirror=False)
+    both = of(pixels, mirror=True)
+    np.testing.assert_allclose(of(pixels, mirror=False, tta=True), both, rtol=1e-6)
+    product = np.sqrt(plain * other)  # the mean of logits is the geometric mean of probabilities
+    np.testing.assert_allclose(both, product / product.sum(), atol=1e-3)
+    assert np.abs(plain - both).max() > 0.01
+
+
+# ------------------------------------------------------------------------------------------------ kinds of files
+
+
+def test_every_kind_of_file_is_the_same_image(pixels: np.ndarray, tmp_path: Path) -> None:
+    pixels[0, 0], pixels[0, 1] = 0, 255  # all gray levels, so that 16 bits are scaled back to what they were
+    deep = pixels.astype(np.uint16) * 257
+    Pillow.fromarray(pixels).save(tmp_path / "a.png")
+    Pillow.fromarray(deep).save(tmp_path / "b.png")
+    Pillow.fromarray(deep).save(tmp_path / "c.tiff")
+    Pillow.fromarray(pixels).save(tmp_path / "d.jpg", quality=100)
+    dicom(tmp_path / "e.dcm", pixels)
+    dicom(tmp_path / "f.dcm", 255 - pixels, PhotometricInterpretation="MONOCHROME1")
+    dicom(tmp_path / "without_ending", pixels, RescaleSlope=2.0, RescaleIntercept=-1000.0)
+    for path in sorted(tmp_path.iterdir()):
+        found = read_gray(path)
+        most = 6 if path.suffix == ".jpg" else 1
+        assert found.dtype == np.uint8 and np.abs(found.astype(int) - pixels).max() <= most
+    inputs = [tmp_path, tmp_path / "without_ending"]
+    assert predict_images.run(inputs, classifier(), tmp_path / ".") == []
+    found = rows(tmp_path)
+    assert [Path(row["file"]).name for row in found] == [*(f"{x}" for x in (
+        "a.png", "b.png", "c.tiff", "d.jpg", "e.dcm", "f.dcm", "without_ending"))]  # fmt: skip
+    for row in found:
+        assert float(row["glioma"]) == pytest.approx(float(found[0]["glioma"]), abs=0.01)
+
+
+def test_a_dicom_window_is_what_a_viewer_shows(pixels: np.ndarray, tmp_path: Path) -> None:
+    path = dicom(tmp_path / "a.dcm", pixels, WindowCenter=1000, WindowWidth=1000)
+    stored = pixels.astype(float) * 4000 / 255
+    expected = ((stored - 500) / 1000).clip(0, 1) * 255
+    np.testing.assert_allclose(read_gray(path), expected, atol=2)
+
+
+def test_what_dicom_cannot_be_read_is_one_sentence(pixels: np.ndarray, tmp_path: Path) -> None:
+    dicom(tmp_path / "frames.dcm", np.stack([pixels, pixels]), NumberOfFrames=2)
+    whole = dicom(tmp_path / "cut.dcm", pixels).read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(whole[:2000])
+    (tmp_path / "text.dcm").write_text("hello")
+    Pillow.fromarray(pixels).save(tmp_path / "pages.tiff", save_all=True, append_images=[Pillow.fromarray(pixels)])
+    for name, sentence in {"frames.dcm": "holds 2 frames", "cut.dcm": "cannot be read as DICOM",
+                           "text.dcm": "cannot be read", "pages.tiff": "holds 2 pages"}.items():  # fmt: skip
+        with pytest.raises(ValueError, match=sentence) as caught:
+            read_gray(tmp_path / name)
+        assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ the script
+
+
+def run(*inputs: Path | str, weights: tuple[Path, ...], out: Path, **options) -> int:  # type: ignore[no-untyped-def]
+    try:
+        predict.main(tuple(map(str, inputs)), weights=tuple(map(str, weights)), out=out, device="cpu", **options)
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+    return 0
+
+
+def test_a_bad_image_does_not_stop_the_others(
+    scan: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scan.parent / "text.png").write_text("hello")
+    (scan.parent / "notes.txt").write_text("passed over")
+    (scan.parent / ".hidden.png").write_text("passed over")
+    out = tmp_path / "out"
+    assert run(scan.parent, weights=(weights,), out=out) == 1
+    captured = capsys.readouterr()
+    assert "text.png cannot be read as an image" in captured.err and "notes" not in captured.err
+    row = rows(out)[0]
+    assert row["file"] == str(scan) and sum(float(row[name]) for name in CLASSES) == pytest.approx(1, abs=1e-4)
+    line = next(line for line in captured.out.splitlines() if line.startswith(str(scan)))
+    assert line.split()[1:] == [row["prediction"], *(f"{float(row[name]):.3f}" for name in CLASSES)]
+    assert run(str(scan.parent / "sc*.png"), weights=(weights,), out=out) == 0
+
+
+def test_bad_input_is_one_sentence(scan: Path, weights: Path, tmp_path: Path) -> None:
+    unet_weights = tmp_path / "unet.safetensors"
+    models.save(segmentation.unet(), unet_weights, **segmentation.HEADER)
+    empty, scans, other, mute = (tmp_path / name for name in ("empty", "scans", "o.safetensors", "m.safetensors"))
+    empty.mkdir()
+    scans.mkdir()
+    (scans / "a_t1.nii.gz").write_bytes(b"")
+    twin = tmp_path / scan.name
+    twin.write_bytes(scan.read_bytes())
+    models.save(network(), other, **HEADER | {"classes": ["a", "b", "c", "d"]})
+    models.save(network(), mute, preprocessing=HEADER["preprocessing"])
+    for inputs, given, sentence in [
+        ((empty,), (weights,), "empty: no image here"),
+        ((scans,), (weights,), "scans want the weights of a U-Net"),
+        ((scans / "a_t1.nii.gz",), (weights,), "scans want the weights of a U-Net"),
+        ((scan,), (unet_weights,), "images want a classifier's"),
+        ((scan,), (weights, unet_weights), "two tasks"),
+        ((scan,), (weights, other), "different classes"),
+        ((scan,), (mute,), "does not say how it was trained"),
+        ((scan, twin), (weights,), "have one name"),
+    ]:
+        with pytest.raises((ValueError, FileNotFoundError), match=sentence) as caught:
+            run(*inputs, weights=given, out=tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def looks_left(model: models.Model, images: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+    """A stand-in: the left half."""
+    maps = torch.zeros(len(images), *images.shape[-2:])
+    maps[..., : images.shape[-1] // 2] = 1
+    return maps
+
+
+def test_an_explanation_is_drawn_over_the_head(
+    scan: Path, pixels: np.ndarray, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explain, "grad_cam", looks_left, raising=False)
+    monkeypatch.setattr(explain, "rollout", looks_left, raising=False)
+    maps = classifier(network(), network("vit")).looked_at([pixels], np.array([2]))
+    assert maps.shape == (1, 256, 256) and maps[0, :, :110].min() == 1 and maps[0, :, 146:].max() == 0
+    (scan.parent / "deeper").mkdir()
+    (scan.parent / "deeper" / "scan.png").write_bytes(scan.read_bytes())
+    for _ in range(2):  # pictures in the folder of the images are no images the next time
+        assert run(scan.parent, weights=(weights,), out=scan.parent, explain=True) == 0
+        assert len(rows(scan.parent)) == 2
+    made = sorted(path.relative_to(scan.parent).as_posix() for path in scan.parent.rglob("*_explained.png"))
+    assert made == ["deeper/scan.png_explained.png", "scan.png_explained.png"]
+    picture = np.asarray(Pillow.open(scan.parent / made[0]).convert("RGB")).astype(int)
+    coloured = np.ptp(picture, axis=2) > 60
+    columns = np.flatnonzero(coloured[: int(0.9 * len(coloured))].any(axis=0))
+    assert len(columns) and columns.min() > picture.shape[1] * 0.4, "colour on the plain image"
+    before = scan.read_bytes()
+    scan.rename(scan.with_name("x.png_explained.png"))  # an input of that name, and an image that would make it
+    (scan.parent / "x.png").write_bytes(before)
+    with pytest.raises(ValueError, match="is an input"):
+        run(scan.parent / "x.png", scan.parent / made[1].replace("scan", "x"), weights=(weights,), out=scan.parent,
+            explain=True)  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(explain, "rollout"), reason="utils.explain has no rollout yet")
+@pytest.mark.parametrize("name", ["custom_cnn", "vit"])
+def test_explanations_of_both_kinds_of_networks(name: str, pixels: np.ndarray) -> None:
+    found = classifier(network(name)).looked_at([pixels, pixels[:, ::-1].copy()], np.array([0, 1]))
+    assert found.shape == (2, 256, 256) and found.min() >= 0 and 0.5 < found.max() <= 1

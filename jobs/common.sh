@@ -13,6 +13,7 @@ exec >>"runs/slurm/$job.log" 2>&1
 echo "== job $job on $(hostname -s), $(date '+%F %T'), start ${SLURM_RESTART_COUNT:-0}"
 
 export CONTINUE_MARK="$repository/runs/slurm/$job.continue" # written by a training that was stopped and has saved
+export RUN_MARK="$repository/runs/slurm/$job.run"           # written by a training: the folder of its run
 before="runs/slurm/$job.before"                             # where it stood at the last stop
 
 fail() {
@@ -44,6 +45,20 @@ stage() { # copy the decoded data to the node's own disk; without it, training r
     fi
 }
 
+spread() { # a process for each GPU of each node, or as many as sbatch was asked for; the CPUs are shared out
+    local here=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))}
+    [ "${SLURM_GPUS_ON_NODE:-0}" -gt "$here" ] && here=$SLURM_GPUS_ON_NODE
+    local cpus=$((SLURM_CPUS_ON_NODE / here))
+    export OMP_NUM_THREADS=$((cpus > 0 ? cpus : 1))
+    processes=(--ntasks=$((here * SLURM_JOB_NUM_NODES)) --ntasks-per-node="$here" --cpus-per-task=$OMP_NUM_THREADS)
+    [ $cpus -gt 0 ] || processes+=(--overcommit)
+}
+
+of_task() { # the option that tells the tasks of an array apart; jobs/array.sh sets both variables
+    local values=(${ARRAY_VALUES:-})
+    echo "${ARRAY_OPTION:---fold} ${values[$1]:-$1}"
+}
+
 train() {
     local script=$1
     shift
@@ -51,12 +66,12 @@ train() {
     [ -f jobs/site.sh ] && source jobs/site.sh
     choose_python
     [[ " ${options[*]} " == *" --device "* ]] || options+=(--device cuda) # no GPU is an error, not a slow job
-    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && options+=("${ARRAY_OPTION:---fold}" "$SLURM_ARRAY_TASK_ID")
+    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && options+=($(of_task "$SLURM_ARRAY_TASK_ID"))
     stage
-    export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+    spread
     rm -f "$CONTINUE_MARK"
-    echo "== $python $script ${options[*]}"
-    srun --kill-on-bad-exit=1 "$python" "$script" "${options[@]}" &
+    echo "== ${processes[*]} $python $script ${options[*]}"
+    srun --kill-on-bad-exit=1 "${processes[@]}" "$python" "$script" "${options[@]}" &
     local step=$!
     trap 'kill -USR1 $step 2>/dev/null' USR1 TERM # srun passes it on to the training
     local code=0
@@ -76,4 +91,22 @@ finish() {
     echo "== to be continued: $(cat "$before")"
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # Slurm ends this script
+}
+
+gather() { # one table of what the tasks of an array have left; names those that have left nothing
+    [ -f jobs/site.sh ] && source jobs/site.sh
+    choose_python
+    local runs=() lost=() task code=0
+    for task in $(seq 0 $(($(wc -w <<<"$ARRAY_VALUES") - 1))); do
+        if [ -f "runs/slurm/${1}_$task.run" ]; then
+            runs+=("$(cat "runs/slurm/${1}_$task.run")")
+        else
+            lost+=("missing: $(of_task "$task") has not begun")
+        fi
+    done
+    [ ${#runs[@]} -eq 0 ] || "$python" utils/gather.py "${runs[@]}" || code=$?
+    [ ${#lost[@]} -eq 0 ] || { printf '%s\n' "${lost[@]}"; code=1; }
+    [ $code -eq 0 ] || echo "what happened stands in runs/slurm/${1}_*.log"
+    echo "== ended with code $code"
+    exit $code
 }

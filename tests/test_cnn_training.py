@@ -121,6 +121,12 @@ def test_folds_keep_patients_apart_and_evaluation_leaves_out_what_was_seen(optio
         stages.evaluate(wrong, classification)
 
 
+def test_each_model_has_its_own_learning_rate_unless_one_is_given() -> None:
+    found = {model: CNNOptions(model=model).lr for model in ("custom_cnn", "alexnet", "vgg16")}  # type: ignore[arg-type]
+    assert len(set(found.values())) == 3 and all(found.values())
+    assert CNNOptions(model="vgg16", lr=3e-3).lr == 3e-3
+
+
 def test_the_temperature_is_fitted_on_validation_or_given(options: CNNOptions, tmp_path: Path) -> None:
     stages.run(options, classification)
     fitted = models.read_header(options.folder / "CustomCNN.safetensors")["temperature"]

@@ -178,11 +178,16 @@ class CNNOptions(ImageOptions):
     """Skip connections around the convolutions (custom_cnn only)."""
     epochs: int = 60
     batch_size: int = 64
-    lr: float = 1e-3
+    lr: float = 0.0
+    """0 is the model's own: 1e-3 for custom_cnn, 5e-4 for alexnet, 2e-4 for vgg16."""
     weight_decay: float = 5e-2
+
+    LEARNING_RATES: ClassVar[Mapping[str, float]] = {"custom_cnn": 1e-3, "alexnet": 5e-4, "vgg16": 2e-4}
 
     def check(self) -> None:
         super().check()
+        if not self.lr:
+            object.__setattr__(self, "lr", self.LEARNING_RATES[self.model])  # frozen for everybody else
         if self.residual and self.model != "custom_cnn":
             raise ValueError(f"--residual is an option of custom_cnn, not of {self.model}: leave it out")
 

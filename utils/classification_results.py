@@ -27,8 +27,9 @@ def write(
     write_csv(folder / "metrics.csv", [scores])
     probabilities = classification.softmax(logits, temperature)
     rows = [
-        {"file": name, "truth": classes[label], "prediction": classes[guess]} | dict(zip(classes, row, strict=True))
-        for name, label, guess, row in zip(names, labels, predicted, probabilities.tolist(), strict=True)
+        {"file": name, "group": group, "truth": classes[label], "prediction": classes[guess]}
+        | dict(zip(classes, row, strict=True))
+        for name, group, label, guess, row in zip(names, groups, labels, predicted, probabilities.tolist(), strict=True)
     ]
     write_csv(folder / "predictions.csv", rows)
     lines = ["| | " + " | ".join([*classes, "mean"]) + " |", "|---" * (len(classes) + 2) + "|"]

@@ -44,6 +44,7 @@ def main(function: Callable[[Options], None], kind: type[Options], description: 
         options = tyro.cli(kind, description=description)
         if (saved := options.folder / SAVED).exists():
             options = tyro.cli(kind, description=description, default=load(kind, saved))
+        _tell("RUN_MARK", str(options.folder))
         function(options)
 
 
@@ -62,8 +63,7 @@ def exits() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        if mark := os.environ.get("CONTINUE_MARK"):  # a job script asks to be told, see jobs/common.sh
-            write_text(Path(mark), f"{stop}\n")
+        _tell("CONTINUE_MARK", str(stop))
         print(f"{stop}; the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
@@ -74,6 +74,12 @@ def exits() -> Iterator[None]:
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def _tell(mark: str, text: str) -> None:
+    """Tell a job script that asks to be told in a file (see jobs/common.sh); of several processes the first does."""
+    if (path := os.environ.get(mark)) and os.environ.get("SLURM_PROCID", "0") == "0":
+        write_text(Path(path), f"{text}\n")
 
 
 def _stop_politely() -> None:

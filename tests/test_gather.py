@@ -1,0 +1,77 @@
+"""Gathering runs: every case once, what is missing named, differences paired, accuracy as scikit-learn has it."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from utils import gather
+
+PROJECT = Path(__file__).parents[1]
+
+
+def patients(path: Path, dice: dict[str, float]) -> Path:
+    columns = [f"{measure}_{region}" for measure in ("dice", "hd95") for region in gather.REGIONS]
+    rows = [",".join([case, case, *[str(value)] * len(columns)]) for case, value in dice.items()]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([",".join(["case", "patient", *columns]), *rows]) + "\n")
+    return path
+
+
+def test_folds_are_gathered_and_compared_in_pairs(tmp_path: Path) -> None:
+    runs = [
+        patients(tmp_path / "a_fold0of2.csv", {"p": 0.9, "q": 0.5}),
+        patients(tmp_path / "a_fold1of2.csv", {"r": 0.1}),
+        patients(tmp_path / "b_fold0of2.csv", {"p": 0.7, "q": 0.3}),
+    ]
+    results, without = gather.read(runs)
+    assert without == [] and set(results["a"].rows) == {"p", "q", "r"}
+    text = gather.of_patients(results)
+    assert "| a | 3 | 0.50 (" in text and "| b | 2 (fold 1 missing) | 0.50 (" in text
+    assert "| a - b | 2 | 0.20 (0.20 to 0.20) |" in text
+
+
+def test_folds_of_different_splits_are_refused(tmp_path: Path) -> None:
+    first = patients(tmp_path / "a_fold0of2.csv", {"p": 0.9})
+    with pytest.raises(ValueError, match="p stands in two folds of a"):
+        gather.read([first, patients(tmp_path / "a_fold1of2.csv", {"p": 0.9})])
+    with pytest.raises(ValueError, match="no new fold"):
+        gather.read([first, first])
+    other = tmp_path / "other.csv"
+    other.write_text("x,y\n1,2\n")
+    with pytest.raises(ValueError, match=r"other.csv is neither"):
+        gather.read([other])
+
+
+def test_the_accuracy_of_images_is_that_of_all_folds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = ["glioma", "none", "other"]
+    truth, logits = rng.integers(3, size=60), rng.normal(size=(60, 3))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    called = probabilities.argmax(axis=1)
+    for fold in range(2):
+        with (tmp_path / f"cnn_fold{fold}of2.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "group", "truth", "prediction", *names])
+            for i in range(fold, 60, 2):
+                writer.writerow([f"{i}.jpg", i // 4, names[truth[i]], names[called[i]], *probabilities[i]])
+    results, _ = gather.read(sorted(tmp_path.glob("*.csv")))
+    cells = [cell.strip() for cell in gather.of_images(results).splitlines()[-1].split("|")]
+    assert cells[1:3] == ["cnn", "60"] and cells[3].startswith(f"{accuracy_score(truth, called):.4f} (")
+    assert cells[4] == f"{f1_score(truth, called, average='macro'):.3f}"
+    assert cells[5:8] == [f"{value:.3f}" for value in recall_score(truth, called, average=None)]
+
+
+def test_runs_without_results_are_named_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    done, stopped = tmp_path / "done", tmp_path / "stopped"
+    patients(done / "patients.csv", {"p": 0.9, "q": 0.5})
+    (done / "results.md").write_text("finished\n")
+    patients(stopped / "patients.csv", {"p": 0.9})  # results.md comes last: this one was cut off
+    command = [sys.executable, str(PROJECT / "utils" / "gather.py"), *map(str, (done, stopped, tmp_path / "gone"))]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 1 and "| done | 2 |" in shown.stdout and "| stopped |" not in shown.stdout
+    assert f"missing: {stopped} has" in shown.stdout and f"missing: {tmp_path / 'gone'} has" in shown.stdout

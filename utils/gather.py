@@ -1,0 +1,147 @@
+"""Gather the results of several runs into one table; the folds of a cross-validation count as one result.
+
+    python utils/gather.py runs/attention_unet_16_fold* runs/classic_unet_16_fold*
+    python utils/gather.py models/saved_metrics/brats_folds/*.csv
+
+A run is given by its folder, or by the table that it made of its test cases (patients.csv of a segmentation,
+predictions.csv of a classification) under the run's name. In a cross-validation every case is tested once, by the model
+of the fold that did not see it. Folds that are not given are named in the table; runs that have left no results are
+named at the end, and the exit code is then 1.
+"""
+
+import csv
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from utils import classification, cli
+from utils.metrics import mean_interval
+
+REGIONS = ("WT", "TC", "ET")
+TABLES = ("patients.csv", "predictions.csv")
+
+
+@dataclass
+class Result:
+    """What one method scored: a row a test case, and the folds that it lacks."""
+
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+    missing: set[int] = field(default_factory=set)
+    folds: int = 1
+
+    @property
+    def note(self) -> str:
+        return f" (fold {', '.join(map(str, sorted(self.missing)))} missing)" if self.missing else ""
+
+
+def table_of(run: Path) -> Path | None:
+    """The table of test cases that a run has left, if it is finished."""
+    if run.is_dir():
+        found = [run / name for name in TABLES if (run / name).is_file()]
+        return found[0] if found and (run / "results.md").exists() else None
+    return run if run.is_file() else None
+
+
+def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
+    """The results by method, and the runs without any.
+
+    Raises:
+        ValueError: a case was tested twice, folds are not of one split, or a table is of no kind known here.
+    """
+    results: dict[str, Result] = {}
+    without = []
+    for run in runs:
+        if (path := table_of(run)) is None:
+            without.append(run)
+            continue
+        name = run.name.removesuffix(".csv")
+        found = re.fullmatch(r"(.+)_fold(\d+)of(\d+)", name)
+        method, fold, folds = (found[1], int(found[2]), int(found[3])) if found else (name, 0, 1)
+        result = results.setdefault(method, Result(missing=set(range(folds)), folds=folds))
+        if fold not in result.missing or folds != result.folds:
+            raise ValueError(f"{run} is no new fold beside the others of {method}: give each run once, of one split")
+        result.missing.remove(fold)
+        for row in csv.DictReader(path.open()):
+            case = row.get("case") or row.get("file")
+            if case is None or not {"dice_WT", "truth"} & set(row):
+                raise ValueError(f"{path} is neither a patients.csv nor a predictions.csv: give folders of runs")
+            if case in result.rows:
+                raise ValueError(f"{case} stands in two folds of {method}, {path} is one: these are not one split")
+            result.rows[case] = row
+    return results, without
+
+
+def interval(values: Sequence[float], digits: int) -> str:
+    mean, low, high = mean_interval(values)
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def table(lines: Sequence[Sequence[object]]) -> str:
+    """Markdown; the first line is the head."""
+    head, *rest = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
+
+
+def of_patients(results: dict[str, Result]) -> str:
+    """Mean and interval of Dice and HD95 over the patients of each method, then the paired differences in Dice."""
+    lines = [["method", "patients", *(f"{r} Dice" for r in REGIONS), *(f"{r} HD95 (mm)" for r in REGIONS)]]
+    for method, result in results.items():
+        cells = [
+            interval([float(row[f"{measure}_{region}"]) for row in result.rows.values()], digits)
+            for measure, digits in (("dice", 2), ("hd95", 0)) for region in REGIONS
+        ]  # fmt: skip
+        lines.append([method, f"{len(result.rows)}{result.note}", *cells])
+    pairs = [["difference", "patients", *(f"{region} Dice" for region in REGIONS)]]
+    for one, other in combinations(results, 2):
+        mine, theirs = results[one].rows, results[other].rows
+        if both := sorted(set(mine) & set(theirs)):
+            apart = [[float(mine[case][f"dice_{region}"]) - float(theirs[case][f"dice_{region}"]) for case in both]
+                     for region in REGIONS]  # fmt: skip
+            pairs.append([f"{one} - {other}", str(len(both)), *(interval(values, 2) for values in apart)])
+    return "\n\n".join(map(table, [lines, pairs] if len(pairs) > 1 else [lines]))
+
+
+def of_images(results: dict[str, Result]) -> str:
+    """Accuracy with its interval over groups, F1, recall of each class, AUROC and calibration error of each method."""
+    first = next(iter(next(iter(results.values())).rows.values()))
+    classes = [name for name in first if name not in ("file", "group", "truth", "prediction")]
+    lines = [["method", "images", "accuracy", "F1", *(f"recall {name}" for name in classes), "AUROC", "ECE"]]
+    for method, result in results.items():
+        rows = list(result.rows.values())
+        labels = np.array([classes.index(row["truth"]) for row in rows])
+        logits = np.log(np.array([[float(row[name]) for name in classes] for row in rows]).clip(1e-12))
+        groups = np.array([row["group"] for row in rows])
+        accuracy, low, high = classification.accuracy_interval(logits.argmax(axis=1) == labels, groups)
+        scores = classification.scores(logits, labels, classes)
+        names = ["f1_mean", *(f"recall_{name}" for name in classes), "auroc", "ece"]
+        cells = [f"{scores[name]:.3f}" for name in names]
+        lines.append([method, f"{len(rows)}{result.note}", f"{accuracy:.4f} ({low:.3f} to {high:.3f})", *cells])
+    return table(lines)
+
+
+def main(runs: tuple[Path, ...], /) -> None:
+    """Gather the results of runs (folders, or their tables) into one table."""
+    if not runs:
+        raise ValueError("no runs to gather: give their folders")
+    results, without = read(runs)
+    images = {name: result for name, result in results.items() if "truth" in next(iter(result.rows.values()))}
+    patients = {name: result for name, result in results.items() if name not in images}
+    if patients:
+        print(of_patients(patients), end="\n\n")
+    if images:
+        print(of_images(images), end="\n\n")
+    for run in without:
+        print(f"missing: {run} has no results")
+    if without:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

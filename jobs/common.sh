@@ -38,20 +38,23 @@ stage() { # copy the decoded data to the node's own disk; without it, training r
     local target=$STAGE/brain-tumor-mri-$job
     if mkdir -p "$target" && cp -r datasets/cache/. "$target"; then
         options+=(--cache "$target")
-        trap 'rm -rf "$target"' EXIT
+        trap "rm -rf '$target'" EXIT
     else
         echo "could not copy datasets/cache to $target (is the disk full?): reading from where they are"
         rm -rf "$target"
     fi
 }
 
-spread() { # a process for each GPU of each node, or as many as sbatch was asked for; the CPUs are shared out
-    local here=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))}
-    [ "${SLURM_GPUS_ON_NODE:-0}" -gt "$here" ] && here=$SLURM_GPUS_ON_NODE
-    local cpus=$((SLURM_CPUS_ON_NODE / here))
+spread() { # as many processes a node as sbatch was asked for, or one for each GPU: these share the CPUs of the task
+    local tasks=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))} gpus=${SLURM_GPUS_ON_NODE:-0}
+    local cpus=${SLURM_CPUS_PER_TASK:-1}
+    processes=()
+    if [ "$gpus" -gt "$tasks" ] && [[ " ${options[*]} " != *" --device cpu "* ]]; then
+        cpus=$((tasks * cpus / gpus))
+        processes=(--ntasks=$((gpus * SLURM_JOB_NUM_NODES)) --ntasks-per-node="$gpus" --cpus-per-task=$((cpus > 0 ? cpus : 1)))
+        [ $cpus -gt 0 ] || processes+=(--overcommit)
+    fi
     export OMP_NUM_THREADS=$((cpus > 0 ? cpus : 1))
-    processes=(--ntasks=$((here * SLURM_JOB_NUM_NODES)) --ntasks-per-node="$here" --cpus-per-task=$OMP_NUM_THREADS)
-    [ $cpus -gt 0 ] || processes+=(--overcommit)
 }
 
 of_task() { # the option that tells the tasks of an array apart; jobs/array.sh sets both variables
@@ -70,11 +73,12 @@ train() {
     stage
     spread
     rm -f "$CONTINUE_MARK"
-    echo "== ${processes[*]} $python $script ${options[*]}"
+    echo "== srun ${processes[*]} $python $script ${options[*]}"
     srun --kill-on-bad-exit=1 "${processes[@]}" "$python" "$script" "${options[@]}" &
     local step=$!
-    trap 'kill -USR1 $step 2>/dev/null' USR1 TERM # srun passes it on to the training
-    local code=0
+    local code=0 cancelled=
+    trap 'kill -USR1 $step 2>/dev/null' USR1 # the end is near: srun passes it on to the training
+    trap 'cancelled=1; kill -USR1 $step 2>/dev/null' TERM # scancel, or Slurm requeues the job by itself
     until wait "$step"; code=$?; [ $code -le 128 ] || ! kill -0 "$step" 2>/dev/null; do :; done
     finish "$code"
 }
@@ -82,6 +86,10 @@ train() {
 finish() {
     if [ ! -f "$CONTINUE_MARK" ]; then
         echo "== ended with code $1"
+        exit "$1"
+    fi
+    if [ -n "$cancelled" ]; then
+        echo "== cancelled: $(cat "$CONTINUE_MARK"); submitted again, it goes on from there"
         exit "$1"
     fi
     if cmp -s "$CONTINUE_MARK" "$before"; then

@@ -1,6 +1,8 @@
 """The jobs on a real Slurm: a cluster of one node that the tests start; skipped where Slurm is not installed."""
 
+import csv
 import os
+import random
 import re
 import shutil
 import socket
@@ -14,7 +16,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.test_images import tree
+
 PROJECT = Path(__file__).parents[1]
+ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 
 pytestmark = [
@@ -54,6 +59,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf
 MinJobAge=300
 ReturnToService=2
 KillWait=3
+GresTypes=gpu
 SwitchType=switch/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
@@ -61,7 +67,7 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:2 RealMemory=4000 State=UNKNOWN
 PartitionName=low Nodes={host} Default=YES MaxTime=1-0 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=high Nodes={host} MaxTime=1-0 State=UP PriorityTier=10 PreemptMode=OFF
 """
@@ -79,8 +85,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
     host = socket.gethostname().split(".")[0]
-    text = CONF.format(host=host, port=free_port(), node_port=free_port(), folder=folder, cpus=os.cpu_count())
+    text = CONF.format(host=host, port=free_port(), node_port=free_port(), folder=folder)
     (folder / "slurm.conf").write_text(text)
+    gpus = [f"NodeName={host} Name=gpu File={device}\n" for device in ("/dev/null", "/dev/zero")]  # in name only
+    (folder / "gres.conf").write_text("".join(gpus))
     environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
     munge = ["munged", "--force", f"--key-file={key}", f"--socket={folder}/munge.sock",
              f"--pid-file={folder}/munge/pid", f"--log-file={folder}/munge/log", f"--seed-file={folder}/munge/seed"]
@@ -116,16 +124,30 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def tiny(cases: Path, *options: str) -> list[str]:
+    """The options of a tiny training on the CPU."""
+    return [
+        "--device", "cpu", "--model", "improved_unet", "--n-filters", "2", "--data", str(cases), "--window", "48", "64",
+        "--batch-size", "8", "--val", "0", *options,
+    ]  # fmt: skip
+
+
 def submit(
     cluster: dict[str, str], clone: Path, cases: Path, name: str, *options: str, sbatch: tuple[str, ...] = ()
 ) -> str:
     """The number of a job that trains a tiny network on the CPU."""
     command = [
         "sbatch", "--parsable", "--gres=none", "--cpus-per-task=1", *sbatch, str(clone / "jobs" / "unet.job"),
-        "--device", "cpu", "--model", "improved_unet", "--n-filters", "2", "--data", str(cases), "--window", "48", "64",
-        "--batch-size", "8", "--val", "0", "--test", "0.3", "--name", name, *options,
+        *tiny(cases, "--test", "0.3", "--name", name, *options),
     ]  # fmt: skip
-    return subprocess.run(command, env=cluster, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
+    return run(cluster, *command)
+
+
+def run(cluster: dict[str, str], *command: str) -> str:
+    """What a command says that must not fail."""
+    done = subprocess.run(command, env=cluster, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def state_of(cluster: dict[str, str], job: str) -> str:
@@ -134,7 +156,7 @@ def state_of(cluster: dict[str, str], job: str) -> str:
     return found[1] if found else ""
 
 
-def wait_for(cluster: dict[str, str], clone: Path, job: str, seconds: float = 120) -> str:
+def wait_for(cluster: dict[str, str], clone: Path, job: str, seconds: float = 240) -> str:
     """The state in which a job ended."""
     until = time.time() + seconds
     while time.time() < until:
@@ -166,18 +188,35 @@ def until_trained(cluster: dict[str, str], clone: Path, job: str, name: str) -> 
     for _ in range(600):
         if (clone / "runs" / name / "history.csv").exists():
             return
-        assert state_of(cluster, job) in ("PENDING", "RUNNING", "CONFIGURING"), log(clone, job)
+        assert state_of(cluster, job) in ALIVE, log(clone, job)
         time.sleep(0.1)
     pytest.fail(log(clone, job))
 
 
+@pytest.fixture(scope="module")
+def whole(cluster: dict[str, str], clone: Path, cases: Path) -> dict[str, torch.Tensor]:
+    """The weights of a job of 12 epochs that nobody disturbed."""
+    job = submit(cluster, clone, cases, "whole", "--epochs", "12")
+    assert wait_for(cluster, clone, job) == "COMPLETED", log(clone, job)
+    return weights(clone, "whole")
+
+
+@pytest.fixture(scope="module")
+def long(cluster: dict[str, str], clone: Path, cases: Path) -> dict[str, torch.Tensor]:
+    """The same after 80 epochs."""
+    job = submit(cluster, clone, cases, "long", "--epochs", "80")
+    assert wait_for(cluster, clone, job) == "COMPLETED", log(clone, job)
+    return weights(clone, "long")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in other)
+
+
 @pytest.mark.parametrize("how", ["signal", "requeue", "preemption"])
 def test_a_job_that_is_cut_off_goes_on_as_if_nothing_had_happened(
-    cluster: dict[str, str], clone: Path, cases: Path, how: str
+    cluster: dict[str, str], clone: Path, cases: Path, whole: dict[str, torch.Tensor], how: str
 ) -> None:
-    if not (clone / "runs" / "whole" / "results.md").exists():
-        whole = submit(cluster, clone, cases, "whole", "--epochs", "12")
-        assert wait_for(cluster, clone, whole) == "COMPLETED", log(clone, whole)
     job = submit(cluster, clone, cases, how, "--epochs", "12", sbatch=("--partition=low", "--exclusive"))
     until_trained(cluster, clone, job, how)
     if how == "signal":
@@ -189,15 +228,130 @@ def test_a_job_that_is_cut_off_goes_on_as_if_nothing_had_happened(
         subprocess.run(command, env=cluster, check=True, capture_output=True)
     assert wait_for(cluster, clone, job) == "COMPLETED", log(clone, job)
     assert log(clone, job).count("== job") == 2, log(clone, job)  # it was started twice, into one log
-    one, other = weights(clone, how), weights(clone, "whole")
-    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert same(weights(clone, how), whole)
+
+
+def test_a_job_survives_ten_hard_kills(
+    cluster: dict[str, str], clone: Path, cases: Path, long: dict[str, torch.Tensor]
+) -> None:
+    """SIGKILL of the training or of the whole job, at random moments, each time submitted again."""
+    rng = random.Random(time.time_ns())
+    folder = clone / "runs" / "killed"
+    for number in range(10):
+        before = epochs(folder)
+        job = submit(cluster, clone, cases, "killed", "--epochs", "80", "--save-every", "0")
+        until = time.time() + 60
+        while epochs(folder) <= before and number % 3:  # every third kill may come before there is any progress
+            assert time.time() < until and state_of(cluster, job) in ALIVE, log(clone, job)
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 0.3) if number % 3 else rng.uniform(0, 6))
+        if number % 2:
+            listed = subprocess.run(["scontrol", "listpids", job], env=cluster, capture_output=True, text=True).stdout
+            subprocess.run(["kill", "-KILL", *re.findall(r"^(\d+)", listed, re.MULTILINE)], check=False)
+        else:
+            subprocess.run(["pkill", "-KILL", "-f", "unet_training.py.*--name killed"], check=False)
+        wait_for(cluster, clone, job)
+        if (folder / "results.md").exists():
+            break  # the last kill came too late
+    job = submit(cluster, clone, cases, "killed", "--epochs", "80", "--save-every", "0")
+    assert wait_for(cluster, clone, job) == "COMPLETED", log(clone, job)
+    assert number == 9 and same(weights(clone, "killed"), long)
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(cluster: dict[str, str], clone: Path, cases: Path) -> None:
+    job = submit(cluster, clone, cases, "cancelled", "--epochs", "2000")
+    until_trained(cluster, clone, job, "cancelled")
+    run(cluster, "scancel", job)
+    assert wait_for(cluster, clone, job) == "CANCELLED"
+    until = time.time() + 10
+    while "== cancelled: " not in log(clone, job) and time.time() < until:
+        time.sleep(0.1)
+    assert "saved at epoch" in log(clone, job) and log(clone, job).count("== job") == 1
+
+
+def epochs(folder: Path) -> int:
+    """How many epochs a run has behind it."""
+    path = folder / "history.csv"
+    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+
+
+def test_of_two_jobs_with_one_name_the_second_refuses(
+    cluster: dict[str, str], clone: Path, cases: Path, long: dict[str, torch.Tensor]
+) -> None:
+    first = submit(cluster, clone, cases, "twice", "--epochs", "80")
+    until_trained(cluster, clone, first, "twice")
+    second = submit(cluster, clone, cases, "twice", "--epochs", "80")
+    assert wait_for(cluster, clone, second) == "FAILED" and "is still going on" in log(clone, second)
+    assert wait_for(cluster, clone, first) == "COMPLETED" and same(weights(clone, "twice"), long)
+
+
+def test_an_array_of_folds_ends_in_one_table_that_names_what_is_missing(
+    cluster: dict[str, str], clone: Path, cases: Path
+) -> None:
+    for folds, name in (("0 1 2", "good"), ("0 7", "bad")):
+        said = run(
+            cluster, "bash", str(clone / "jobs" / "array.sh"), "--fold", folds, "--gres=none", "--cpus-per-task=1",
+            str(clone / "jobs" / "unet.job"), *tiny(cases, "--epochs", "1", "--folds", "3"),
+        )  # fmt: skip
+        array, table = re.findall(r"array (\d+):.*table in runs/slurm/(\d+).log", said)[0]
+        state, text = wait_for(cluster, clone, table), log(clone, table)
+        if name == "good":
+            assert state == "COMPLETED" and "| improved_unet_2 | 6 |" in text, text
+        else:
+            assert state == "FAILED" and "(fold 1, 2 missing)" in text and "fold7of3 has no results" in text, text
+            assert "fold 7 of 3 does not exist" in log(clone, f"{array}_1")
+
+
+def losses(clone: Path, name: str) -> list[float]:
+    return [float(row["loss"]) for row in csv.DictReader((clone / "runs" / name / "history.csv").open())]
+
+
+def test_two_processes_of_srun_train_as_one_does(cluster: dict[str, str], clone: Path, cases: Path) -> None:
+    """ClassicUNet has no batch norm, which on CPUs sees a part of the batch."""
+    options = ("--model", "classic_unet", "--n-filters", "4", "--epochs", "4", "--precision", "fp32")
+    for name, tasks in (("one", "--ntasks=1"), ("two", "--ntasks=2")):
+        job = submit(cluster, clone, cases, name, *options, sbatch=(tasks,))
+        assert wait_for(cluster, clone, job) == "COMPLETED", log(clone, job)
+        assert log(clone, job).count("| WT |") == 1  # one process speaks
+    assert len(losses(clone, "one")) == 4 and losses(clone, "two") == pytest.approx(losses(clone, "one"), rel=1e-4)
+
+
+def test_data_are_staged_to_a_disk_of_the_node_unless_it_is_full(
+    cluster: dict[str, str], clone: Path, cases: Path, tmp_path: Path
+) -> None:
+    disk, full = tmp_path / "disk", tmp_path / "full"
+    disk.mkdir()
+    full.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(full)]).returncode:
+        full = Path("/dev/null/no/disk")  # no right to mount one: a place that cannot be written will do
+    try:
+        for place in (disk, full):
+            staged = cluster | {"STAGE": str(place)}
+            job = submit(staged, clone, cases, f"stage_{place.name}", "--epochs", "1")
+            assert wait_for(cluster, clone, job) == "COMPLETED", log(clone, job)
+            assert (f"--cache {place}" in log(clone, job)) == (place == disk), log(clone, job)
+            assert ("is the disk full?" in log(clone, job)) == (place == full)
+        assert not list(disk.iterdir())  # and nothing is left there
+    finally:
+        subprocess.run(["umount", str(full)], check=False, capture_output=True)
+
+
+def test_a_classifier_trains_as_a_job_too(cluster: dict[str, str], clone: Path, tmp_path: Path) -> None:
+    job = run(
+        cluster, "sbatch", "--parsable", "--gres=none", "--cpus-per-task=1", str(clone / "jobs" / "cnn.job"),
+        "--device", "cpu", "--data", str(tree(tmp_path / "heads")), "--image-size", "72", "--epochs", "1",
+        "--val", "0", "--name", "images",
+    )  # fmt: skip
+    assert wait_for(cluster, clone, job) == "COMPLETED", log(clone, job)
+    assert (clone / "runs" / "images" / "predictions.csv").exists() and "accuracy" in log(clone, job)
 
 
 def test_what_cannot_work_fails_in_seconds_and_says_why(cluster: dict[str, str], clone: Path, cases: Path) -> None:
     unknown = submit(cluster, clone, cases, "unknown", "--filters", "3")
     assert wait_for(cluster, clone, unknown) == "FAILED" and "--filters" in log(clone, unknown)
     job = str(clone / "jobs" / "unet.job")
-    command = ["sbatch", "--parsable", "--gres=none", "--cpus-per-task=1", job, "--data", str(cases)]
-    no_gpu = subprocess.run(command, env=cluster, capture_output=True, text=True, check=True).stdout.strip()
-    assert wait_for(cluster, clone, no_gpu) == "FAILED" and "--device cpu" in log(clone, no_gpu)
+    no_gpu = run(cluster, "sbatch", "--parsable", "--gres=gpu:2", "--cpus-per-task=2", job, "--data", str(cases))
+    assert wait_for(cluster, clone, no_gpu) == "FAILED" and "take --device cpu" in log(clone, no_gpu)
+    assert "srun --ntasks=2 --ntasks-per-node=2 --cpus-per-task=1 " in log(clone, no_gpu)  # a process for each GPU
     assert not (clone / "runs" / "unknown").exists()

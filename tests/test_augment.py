@@ -2,7 +2,7 @@
 
 import torch
 
-from datasets.augment import Augmentation, Draw
+from datasets.augment import Augmentation, Draw, affine_grid
 
 
 def draw(seed: int, batch: int) -> Draw:
@@ -39,6 +39,12 @@ def test_a_rotation_keeps_shapes_in_a_window_that_is_no_square() -> None:
     assert ((areas / 1600 - 1).abs() < 0.02).all()  # a shear would keep the area, too; its extent it would not
     rows, columns = turned.amax(dim=2).sum(dim=1), turned.amax(dim=1).sum(dim=1)
     assert ((rows - columns).abs() <= 2).all()
+
+
+def test_the_grid_is_pytorchs_own() -> None:
+    maps = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.affine_grid(maps, [3, 1, 40, 56], align_corners=False)
+    torch.testing.assert_close(affine_grid(maps, 40, 56), expected, rtol=0, atol=1e-6)
 
 
 def test_the_same_generator_gives_the_same_batch() -> None:

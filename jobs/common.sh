@@ -8,7 +8,10 @@ repository=$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")")
 cd "$repository" || exit 2
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-mkdir -p runs/slurm || { echo "error: $repository/runs cannot be written: make it writable" >&2; exit 2; }
+if ! { mkdir -p runs/slurm && : >>"runs/slurm/$job.log"; }; then # there is no log to say it in: `scontrol show job` will
+    scontrol update JobId="$SLURM_JOB_ID" Comment="error: $repository/runs cannot be written: make it writable"
+    exit 2
+fi
 exec >>"runs/slurm/$job.log" 2>&1
 echo "== job $job on $(hostname -s), $(date '+%F %T'), start ${SLURM_RESTART_COUNT:-0}"
 

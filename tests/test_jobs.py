@@ -355,3 +355,18 @@ def test_what_cannot_work_fails_in_seconds_and_says_why(cluster: dict[str, str],
     assert wait_for(cluster, clone, no_gpu) == "FAILED" and "take --device cpu" in log(clone, no_gpu)
     assert "srun --ntasks=2 --ntasks-per-node=2 --cpus-per-task=1 " in log(clone, no_gpu)  # a process for each GPU
     assert not (clone / "runs" / "unknown").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_the_record_of_the_job(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(PROJECT / "jobs", tmp_path / "jobs")
+    (tmp_path / "runs").touch()  # a file, where a folder is wanted: root may write everywhere else
+    sbatch = ("sbatch", "--parsable", "--gres=none", "--cpus-per-task=1")
+    job = run(cluster, *sbatch, str(tmp_path / "jobs" / "unet.job"))
+    for _ in range(200):
+        if state_of(cluster, job) == "FAILED":
+            break
+        time.sleep(0.1)
+    shown = run(cluster, "scontrol", "show", "job", job)
+    assert "JobState=FAILED" in shown and f"{tmp_path}/runs cannot be written" in shown

@@ -30,7 +30,7 @@ TISSUES = {
     "ncr": Tissue(2300, 220, 0.92),
 }
 SEQUENCES = {"t1": (550, 12), "t1ce": (550, 12), "t2": (4500, 95), "flair": (9000, 120)}  # TR and TE in ms
-RELAXIVITY = 4.0  # of gadolinium, per mM and s: agents have 3.0 to 5.0, Szomolanyi 2019, Invest Radiol 54:559
+RELAXIVITY = 4.0  # of gadolinium, per mM and s: 3.0 to 5.0 in plasma at 3 T, Szomolanyi 2019, Invest Radiol 54:559
 
 
 def spin_echo(tissue: Tissue, tr: float, te: float) -> float:

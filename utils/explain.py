@@ -1,10 +1,16 @@
-"""What a model looked at, taken from outside: hooks that are removed again, never a copy of the model."""
+"""What a model looked at, taken from outside: hooks that are removed again, never a copy of the model.
 
+Every function leaves the model as it was: its mode, its gradients, its hooks.
+"""
+
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from models.attention_unet import AttentionGate
 from models.cnn import CNN
@@ -18,10 +24,15 @@ def attention_maps(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]
     1/8, 1/4 and 1/2 of the image's sides, rounded up to multiples of 16 first (the model pads at the right
     and the bottom). Raises ValueError for a model without gates. The model is left as it was.
     """
+    return [score.sigmoid() for score in attention_scores(model, images)]
+
+
+def attention_scores(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """What goes into the sigmoids of `attention_maps`: how far has a gate gone that is all open or closed?"""
     gates = [module for module in model.modules() if isinstance(module, AttentionGate)]
     if not gates:
         raise ValueError(f"{type(model).__name__} has no attention gates; AttentionUNet has.")
-    return _outputs(model, [gate.sigmoid for gate in gates], images)
+    return _outputs(model, [gate.score for gate in gates], images)
 
 
 def token_attention(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -38,6 +49,76 @@ def token_attention(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor
         query, key, _ = layer.split(qkv)
         maps.append((query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1))
     return maps
+
+
+def rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What the class token of a VisionTransformer drew on through all blocks: attention rollout.
+
+    A block passes on half of each token and half of what it attends to (the mean over heads); the product over the
+    blocks says how much of each patch reaches the class token. images: (B, C, H, W). Returns (B, H, W) in [0, 1], the
+    largest value 1. Raises ValueError for another model.
+
+    Source: Abnar 2020, arXiv 2005.00928.
+    """
+    maps = [attention.mean(dim=1) for attention in token_attention(model, images)]  # (B, T, T) each
+    tokens = torch.eye(maps[0].shape[-1], device=images.device)
+    reach = reduce(lambda before, block: (block + tokens) / 2 @ before, maps, tokens)
+    patches = reach[:, 0, 1:]  # row 0 is the class token
+    side = math.isqrt(patches.shape[1])
+    return _over_image(patches.unflatten(1, (side, side)), images)
+
+
+def grad_cam(model: nn.Module, images: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+    """Where the last convolution of a CNN found what speaks for a class.
+
+    Its feature maps, weighted by the mean gradient of the class's logit, summed; only what speaks for the class stays.
+    The mean forgets where a gradient stands, but our dense layers see where a feature is: a map may be empty, or beside
+    the point (Draelos 2020, arXiv 2011.08891). `integrated_gradients` has no such gap.
+
+    Args:
+        images: (B, C, H, W).
+        classes: (B,) codes; by default those that the model predicts.
+
+    Returns:
+        (B, H, W) in [0, 1], the largest value 1; all 0 where nothing speaks for the class.
+
+    Raises:
+        ValueError: the model is no CNN of this project.
+
+    Source: Selvaraju 2017, arXiv 1610.02391.
+    """
+    from captum.attr import LayerGradCam
+
+    last = [block for block in _features(model) if not isinstance(block, nn.MaxPool2d)][-1]
+    with _eval_mode(model):
+        found = LayerGradCam(model, last).attribute(
+            _with_gradient(images), _predicted(model, images, classes), relu_attributions=True
+        )
+    return _over_image(found.detach()[:, 0], images)
+
+
+def integrated_gradients(model: nn.Module, images: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+    """How much each pixel of an image raised or lowered the logit of a class, for any classifier.
+
+    Gradients are summed along the straight way from a black image, so that a map adds up to the difference of the two
+    logits. That many gradients take a while: 64 an image.
+
+    Args:
+        images: (B, C, H, W); 0 is black.
+        classes: (B,) codes; by default those that the model predicts.
+
+    Returns:
+        (B, H, W), in units of the logit, of both signs; the channels of a pixel are added up.
+
+    Source: Sundararajan 2017, arXiv 1703.01365.
+    """
+    from captum.attr import IntegratedGradients
+
+    with _eval_mode(model):
+        found = IntegratedGradients(model).attribute(
+            _with_gradient(images), target=_predicted(model, images, classes), n_steps=64, internal_batch_size=64
+        )
+    return found.detach().sum(dim=1)
 
 
 def feature_maps(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -58,6 +139,25 @@ def _features(model: nn.Module) -> nn.Sequential:
     if not isinstance(model, CNN):
         raise ValueError(f"{type(model).__name__} is no CNN; CustomCNN, AlexNet and VGG16 are.")
     return model.features
+
+
+def _predicted(model: nn.Module, images: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
+    """The classes given, else those with the largest logit: (B,)."""
+    if classes is not None:
+        return classes
+    with torch.no_grad():
+        return model(images).argmax(dim=1)
+
+
+def _with_gradient(images: torch.Tensor) -> torch.Tensor:
+    """A copy that gradients flow to, so that a model with frozen weights can be explained too."""
+    return images.detach().clone().requires_grad_()
+
+
+def _over_image(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Maps (B, h, w), not negative, enlarged to the images' size, the largest value of each 1 (or all 0)."""
+    large = F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear")[:, 0]
+    return large / large.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(large.dtype).tiny)
 
 
 def _outputs(model: nn.Module, modules: Sequence[nn.Module], images: torch.Tensor) -> list[torch.Tensor]:

@@ -139,7 +139,7 @@ def overlay(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         for band, row in zip(bands, rows, strict=True):
             band.suptitle(row["title"], x=0.01, ha="left", fontsize=10, fontweight="bold")
             for axes, (name, labels) in zip(band.subplots(1, 4), panels.items(), strict=True):
-                _mri(axes, row["t1c"] if name == "T1c" else row["flair"])
+                mri(axes, row["t1c"] if name == "T1c" else row["flair"])
                 if labels:
                     axes.imshow(_coloured(row[labels]).transpose(1, 0, 2), interpolation="nearest")
                 axes.set_title(f"{name} over FLAIR" if labels else name)
@@ -178,7 +178,7 @@ def overview(case: Case, predicted: np.ndarray, title: str) -> "Figure":
                 at = int(chosen[box].sum(axis=tuple({0, 1, 2} - {axis})).argmax())
                 across, down = (size for other, size in enumerate(case.spacing) if other != axis)
                 marks = ("R", "L") if axis else ("A", "P")
-                _mri(axes, _section(image, axis, at), marks, aspect=down / across)
+                mri(axes, _section(image, axis, at), marks, aspect=down / across)
                 masks = regions(_section(labels, axis, at))
                 for region, style in styles.items():
                     if masks[region].any():
@@ -201,7 +201,7 @@ def _section(volume: np.ndarray, axis: int, at: int) -> np.ndarray:
     return plane if axis == 2 else plane[:, ::-1]
 
 
-def _mri(axes: "Axes", image: np.ndarray, marks: tuple[str, str] = ("R", "L"), aspect: float = 1) -> None:
+def mri(axes: "Axes", image: np.ndarray, marks: tuple[str, str] = ("R", "L"), aspect: float = 1) -> None:
     """A grey (X, Y) slice, black at its 1st percentile, white at its 99.5th; X runs from the left mark to the right
     one, Y down; aspect: height of a pixel relative to its width."""
     tissue = np.ma.masked_equal(np.asarray(image, dtype=float), 0)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import models
 from models.attention_unet import AttentionGate
+from models.layers import upsample
 from models.quick_conv import QuickConv2d
 from models.unet import pad
 from utils.explain import attention_maps
@@ -235,6 +236,17 @@ def test_new_gates_are_half_open_and_differ_between_places(seed: int) -> None:
     for one in attention_maps(models.build("attention_unet", n_filters=16).train(), batch(2, 4, 64, 64)):
         assert 0.2 < one.mean() < 0.8
         assert one.std() > 0.001
+
+
+def test_the_gate_is_that_of_the_paper_without_its_strided_1x1() -> None:
+    torch.manual_seed(0)
+    gate, lower, skip = AttentionGate(8), batch(2, 8, 10, 12), batch(2, 8, 20, 24)
+    key = F.conv2d(skip, gate.key.weight, gate.key.bias, stride=2)
+    attention = gate.score(F.relu(gate.query(lower) + key)).sigmoid()
+    expected = upsample(lower) + upsample(attention) * skip
+    torch.testing.assert_close(gate(lower, skip), expected)
+    # with fewer than 16 channels, its weight gradient breaks the memory of a CPU with AVX-512
+    assert all(module.stride == (1, 1) for module in gate.modules() if isinstance(module, nn.Conv2d))
 
 
 def test_maps_leave_the_model_as_it_was() -> None:

@@ -1,0 +1,103 @@
+"""How the gates of AttentionUNet learn where to look: images/attention_epochs.gif.
+
+    python benchmarks/attention_epochs.py
+
+Trains AttentionUNet (n_filters 8) on every second slice with tumour of four simulated patients. After each epoch the
+gates' maps are drawn for one slice of a fifth patient, who is not trained on; the first frame is the untrained network.
+"""
+
+import io
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from datasets import phantom
+from datasets.augment import Augmentation
+from datasets.batches import Batches
+from datasets.brats import MODALITIES
+from datasets.slices import open_slices
+from datasets.store import Store
+from training.options import ROOT, UNetOptions
+from utils import cli, explain, explain_plots
+from utils.device import choose, keep_freed_memory
+from utils.files import replacing
+from utils.losses import LOSSES
+from utils.train import Recipe, fit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+PATIENTS, EPOCHS = 5, 8
+WIDTH = 900  # pixels of the GIF
+PAUSE = 700  # milliseconds a frame; the last one stays four times as long
+
+
+def frames(store: Store, epochs: int) -> list["Image"]:
+    """Train on all patients but the last, and draw the gates on that one before the first and after each epoch."""
+    last = store.info[-1]["case"]
+    tumour = store.index["ncr"] + store.index["ed"] + store.index["et"]
+    shown = int(np.argmax(np.where(store.index["case"] == last, tumour, -1)))
+    rows = np.flatnonzero((store.index["case"] != last) & (tumour > 0))[::2]
+
+    device = choose("auto")
+    torch.manual_seed(0)
+    model = models.build("attention_unet", n_filters=8).to(device).to(memory_format=torch.channels_last)
+    image, truth = torch.from_numpy(store.images[shown]).float().to(device), store.targets[shown]
+    flair = image[MODALITIES.index("flair")].cpu().numpy()
+    pictures: list[Image] = []
+
+    def draw(averaged: nn.Module) -> dict[str, float]:
+        maps = [found.cpu() for found in explain.attention_maps(averaged, image[None])]
+        title = f"AttentionUNet after {len(pictures)} of {epochs} epochs, simulated patient"
+        pictures.append(as_image(explain_plots.gates(flair, maps, truth, title)))
+        return {}
+
+    draw(model)
+    data = Batches(store, rows, 8, device, augment=Augmentation())
+    with tempfile.TemporaryDirectory() as folder:
+        fit(model, data, LOSSES["dice_bce"](), Recipe(epochs, lr=2e-3), Path(folder), validate=draw)
+    return pictures
+
+
+def as_image(figure: "Figure") -> "Image":
+    """A figure as a picture of the GIF's width."""
+    from PIL import Image
+
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=WIDTH / figure.get_figwidth())
+        return Image.open(file).convert("RGB")
+
+
+def write_gif(path: Path, pictures: Sequence["Image"]) -> None:
+    """Write the frames, in 256 colours that suit all of them together."""
+    from PIL import Image
+
+    together = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
+    palette = together.quantize(256)
+    first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    pauses = [PAUSE] * len(others) + [4 * PAUSE]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        first.save(temporary, "GIF", save_all=True, append_images=others, duration=pauses, loop=0, optimize=True)
+
+
+def main(cache: Path = UNetOptions.cache, out: Path = ROOT / "images" / "attention_epochs.gif") -> None:
+    keep_freed_memory()
+    folder = phantom.write_phantom(cache / f"phantom_{PATIENTS}", PATIENTS)
+    pictures = frames(open_slices(folder, cache), EPOCHS)
+    write_gif(out, pictures)
+    print(f"{out}: {len(pictures)} frames, {out.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

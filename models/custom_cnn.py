@@ -41,14 +41,16 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, conv.channels, conv.kernel, conv.stride, conv.padding)
         self.norm = nn.BatchNorm2d(conv.channels)
-        self.skip = nn.Conv2d(in_channels, conv.channels, 1, conv.stride, bias=False) if residual else None
+        self.skip = nn.Conv2d(in_channels, conv.channels, 1, bias=False) if residual else None
         self.margin = conv.kernel // 2 - conv.padding  # pixels that the convolution loses on each side
+        self.stride = conv.stride
         self.activation = nn.Mish(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.norm(self.conv(x))
         if self.skip is not None:
             height, width = x.shape[-2:]
-            inner = x[..., self.margin : height - self.margin, self.margin : width - self.margin]
-            out = out + self.skip(inner)
+            # every n-th pixel, then 1x1: see AttentionGate on 1x1 convolutions with a stride
+            rows, columns = (slice(self.margin, side - self.margin, self.stride) for side in (height, width))
+            out = out + self.skip(x[..., rows, columns])
         return self.activation(out)

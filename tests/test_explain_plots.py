@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from test_plots import saved
 
+from tests.test_plots import saved
 from utils import explain_plots
 
 

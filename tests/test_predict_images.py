@@ -247,8 +247,8 @@ def looks_left(model: models.Model, images: torch.Tensor, classes: torch.Tensor 
 def test_an_explanation_is_drawn_over_the_head(
     scan: Path, pixels: np.ndarray, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explain, "grad_cam", looks_left, raising=False)
-    monkeypatch.setattr(explain, "rollout", looks_left, raising=False)
+    monkeypatch.setattr(explain, "grad_cam", looks_left)
+    monkeypatch.setattr(explain, "rollout", looks_left)
     maps = classifier(network(), network("vit")).looked_at([pixels], np.array([2]))
     assert maps.shape == (1, 256, 256) and maps[0, :, :110].min() == 1 and maps[0, :, 146:].max() == 0
     (scan.parent / "deeper").mkdir()
@@ -260,7 +260,7 @@ def test_an_explanation_is_drawn_over_the_head(
     assert made == ["deeper/scan.png_explained.png", "scan.png_explained.png"]
     picture = np.asarray(Pillow.open(scan.parent / made[0]).convert("RGB")).astype(int)
     coloured = np.ptp(picture, axis=2) > 60
-    columns = np.flatnonzero(coloured[: int(0.9 * len(coloured))].any(axis=0))
+    columns = np.flatnonzero(coloured[: int(0.7 * len(coloured))].any(axis=0))
     assert len(columns) and columns.min() > picture.shape[1] * 0.4, "colour on the plain image"
     before = scan.read_bytes()
     scan.rename(scan.with_name("x.png_explained.png"))  # an input of that name, and an image that would make it
@@ -270,7 +270,6 @@ def test_an_explanation_is_drawn_over_the_head(
             explain=True)  # fmt: skip
 
 
-@pytest.mark.skipif(not hasattr(explain, "rollout"), reason="utils.explain has no rollout yet")
 @pytest.mark.parametrize("name", ["custom_cnn", "vit"])
 def test_explanations_of_both_kinds_of_networks(name: str, pixels: np.ndarray) -> None:
     found = classifier(network(name)).looked_at([pixels, pixels[:, ::-1].copy()], np.array([0, 1]))

@@ -84,20 +84,3 @@ def mistakes(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             axes.imshow(row["image"], cmap="gray", vmin=0, vmax=255)
             axes.set_title(row["title"], fontsize=7)
     return figure
-
-
-def explanation(head: np.ndarray, heat: np.ndarray, title: str) -> "Figure":
-    """An image, and beside it where a network looked.
-
-    Args:
-        head: (H, W) gray levels 0 to 255; heat: (H, W) in [0, 1].
-    """
-    with canvas(width=6.4, height=3.4) as figure:
-        figure.suptitle(title)
-        left, right = figure.subplots(1, 2)
-        for axes in (left, right):
-            axes.imshow(head, cmap="gray", vmin=0, vmax=255)
-            axes.set_axis_off()
-        shown = right.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.55 * heat)
-        figure.colorbar(shown, ax=right, label="attention (1: most)")
-    return figure

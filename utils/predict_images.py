@@ -20,7 +20,7 @@ from datasets.images import SUFFIXES, read_gray
 from datasets.parallel import ahead
 from models import Model
 from models.vit import VisionTransformer
-from utils import classification, classification_plots, explain
+from utils import classification, explain, explain_plots
 from utils.device import best_precision
 from utils.files import replacing, spare, writable
 from utils.journal import write_csv
@@ -177,7 +177,7 @@ def _explain(
         title = f"{target.name.removesuffix(EXPLAINED)}: {classifier.classes[code]} ({row[code]:.0%})"
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
-            figure = classification_plots.explanation(preprocessing.prepare(image), heat, title)
+            figure = explain_plots.heat([{"title": title, "image": preprocessing.prepare(image), "map": heat}])
             figure.savefig(temporary, format="png")
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import models
+from benchmarks import peers
 from datasets.batches import Batches
 from datasets.splits import Split
 from datasets.store import Store
@@ -51,17 +52,11 @@ def run(method: str, options: UNetOptions) -> None:
 def train(method: str, options: UNetOptions, store: Store, split: Split, device: torch.device) -> nn.Module:
     """The trained model of a method."""
     keep_freed_memory()
-    n = options.n_filters
     if method == "threshold":
         return Threshold(store, split.rows(store, "train")).to(device)
     if method == "predecessor":
         return predecessor(options, store, split, device)
-    from monai.networks.nets import BasicUNet, SegResNet
-
-    if method == "basic_unet":
-        network: nn.Module = BasicUNet(2, 4, 3, features=(n, n, 2 * n, 4 * n, 8 * n, n))
-    else:
-        network = SegResNet(2, init_filters=n, in_channels=4, out_channels=3)
+    network = peers.basic_unet(options.n_filters) if method == "basic_unet" else peers.segresnet(options.n_filters)
     network = network.to(device).to(memory_format=torch.channels_last)
     return segmentation.train(options, network, store, split, device)
 

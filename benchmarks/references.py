@@ -21,6 +21,7 @@ from utils.postprocess import MIN_VOLUME
 from utils.train import Recipe, Run, fit
 
 T1C, FLAIR = 1, 3  # channels
+PREDECESSORS = {"predecessor": torch.optim.Adam, "predecessor_adamw": torch.optim.AdamW}
 
 
 def run(method: str, options: UNetOptions) -> None:
@@ -28,10 +29,10 @@ def run(method: str, options: UNetOptions) -> None:
     if (options.folder / stages.RESULTS).exists():
         print(f"{options.folder.name} is finished:\n\n{(options.folder / stages.RESULTS).read_text()}")
         return
-    if method == "predecessor":
+    if method in PREDECESSORS:
         options = replace(options, window=(240, 240))
     device = choose(options.device)
-    normalise = "minmax" if method == "predecessor" else "zscore"
+    normalise = "minmax" if method in PREDECESSORS else "zscore"
     store = segmentation.open_data(options, {"window": options.window, "normalise": normalise})
     with checkpoint.locked(options.folder):
         split = stages.open_split(options, segmentation, store, options.folder / "split.json")
@@ -54,8 +55,8 @@ def train(method: str, options: UNetOptions, store: Store, split: Split, device:
     keep_freed_memory()
     if method == "threshold":
         return Threshold(store, split.rows(store, "train")).to(device)
-    if method == "predecessor":
-        return predecessor(options, store, split, device)
+    if method in PREDECESSORS:
+        return predecessor(options, store, split, device, PREDECESSORS[method])
     network = peers.basic_unet(options.n_filters) if method == "basic_unet" else peers.segresnet(options.n_filters)
     network = network.to(device).to(memory_format=torch.channels_last)
     return segmentation.train(options, network, store, split, device)
@@ -102,7 +103,9 @@ class ExponentialRecipe(Recipe):
         return 0.9 ** int(progress * self.epochs * (1 - 1e-9))
 
 
-def predecessor(options: UNetOptions, store: Store, split: Split, device: torch.device) -> nn.Module:
+def predecessor(
+    options: UNetOptions, store: Store, split: Split, device: torch.device, optimizer: type[torch.optim.Optimizer]
+) -> nn.Module:
     """ClassicUNet, trained as described in `segmentation_references.py`."""
     model = models.build("classic_unet", n_filters=options.n_filters).to(device)
     rows = split.rows(store, "train")
@@ -110,6 +113,6 @@ def predecessor(options: UNetOptions, store: Store, split: Split, device: torch.
     data = Batches(store, rows, options.batch_size, device, options.seed, empty, options.tumour_free)
 
     def with_adam(run: Run) -> None:
-        run.optimizer = torch.optim.Adam(run.model.parameters(), lr=2e-3, weight_decay=1e-2)
+        run.optimizer = optimizer(run.model.parameters(), lr=2e-3, weight_decay=1e-2)  # type: ignore[call-arg]
 
     return fit(model, data, BCE(), ExponentialRecipe(options.epochs, lr=2e-3), options.folder, prepare=with_adam)

@@ -7,6 +7,7 @@ basic_unet    MONAI's BasicUNet, trained with our recipe
 segresnet     MONAI's 2-D SegResNet (Myronenko 2018, arXiv 1810.11654), trained with our recipe
 predecessor   ClassicUNet as many public projects train it: 240 x 240, each slice min-max scaled, cross-entropy, Adam
               2e-3 with weight decay 1e-2, learning rate x 0.9 an epoch, no augmentation, last weights
+predecessor_adamw   the same with AdamW, whose weight decay is no part of the gradient
 
 Results go to runs/reference_METHOD...; finished ones are not repeated.
 """
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from training.options import ROOT, UNetOptions
 from utils import cli
 
-Method = Literal["threshold", "basic_unet", "segresnet", "predecessor"]
+Method = Literal["threshold", "basic_unet", "segresnet", "predecessor", "predecessor_adamw"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,13 @@
 # make train: environment, data or the built-in phantom, a training that suits two cores, results in runs/quick
 # make test:  environment, all tests that need no real data
+# make figures: the diagrams of the models, and the film of the gates
 PYTHON ?= python3
 BIN := .venv/bin
 # a name of its own for the run on your data, so that it does not meet the phantom's
 NAME ?= $(if $(wildcard datasets/segmentation/*),quick_data,quick)
 QUICK := --model classic_unet --n-filters 8 --epochs 6 --batch-size 8 --name $(NAME)
 
-.PHONY: train test lint real-data
+.PHONY: train test lint real-data figures
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -25,3 +26,7 @@ real-data: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+figures: .venv/installed
+	$(BIN)/python utils/diagrams.py --out images
+	$(BIN)/python benchmarks/attention_epochs.py

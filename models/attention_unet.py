@@ -33,12 +33,13 @@ class AttentionGate(nn.Module):
         self.query = initialised(nn.Conv2d(channels, channels, 1), gain=RELU / 2**0.5)
         self.key = initialised(nn.Conv2d(channels, channels, 1), gain=RELU / 2**0.5)
         self.relu = nn.ReLU(inplace=True)
-        self.score = initialised(nn.Conv2d(channels, 1, 1), gain=0.25)  # hooks read the map from it
+        self.score = initialised(nn.Conv2d(channels, 1, 1), gain=0.25)
+        self.sigmoid = nn.Sigmoid()
 
     def forward(self, lower: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """Decoder feature (B, C, H, W), skip (B, C, 2H, 2W) -> (B, C, 2H, 2W)."""
         # every second pixel, then 1x1: training a 1x1 of stride 2 with fewer than 16 channels breaks the memory of the
         # process on CPUs with AVX-512 (channels_last, torch 2.14.1)
         agreement = self.relu(self.query(lower) + self.key(skip[..., ::2, ::2]))  # (B, C, H, W)
-        attention = self.score(agreement).sigmoid()  # (B, 1, H, W)
+        attention = self.sigmoid(self.score(agreement))  # (B, 1, H, W)
         return upsample(lower) + upsample(attention) * skip

@@ -173,12 +173,14 @@ def attention_gate() -> "Figure":
         product, total = sheet.circle(7.45, high, "×"), sheet.circle(8.18, high, "+")
         sheet.arrow(encoder.right, product.left)
         agreement = sheet.circle(3.66, middle, "+")
-        for start, y, name, end in (
-            (encoder, key_row, "key", agreement.top),
-            (decoder, query_row, "query", agreement.bottom),
+        for start, shape, y, name, end in (
+            (encoder, skip, key_row, "key", agreement.top),
+            (decoder, lower, query_row, "query", agreement.bottom),
         ):
             conv = getattr(gate, name)
-            layer = box(2.58, y, "convolution", f"{name}: {_name(conv)}", shapes[conv], 1.72)
+            stride = shape[-1] // shapes[conv][-1]  # the gate takes every second pixel itself
+            what = f"{name}: {_name(conv)}" + (f", stride {stride}" if stride > 1 else "")
+            layer = box(2.58, y, "convolution", what, shapes[conv], 1.72)
             sheet.dot((1.53, start.y))
             sheet.arrow((1.53, start.y), (1.53, y), layer.left)
             sheet.arrow(layer.right, (agreement.x, y), end)

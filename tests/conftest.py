@@ -11,6 +11,11 @@ import torch
 AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The jobs first: they take the longest, and wait more than they compute."""
+    items.sort(key=lambda item: "slurm" not in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real MRI data, beside the project on development machines."""

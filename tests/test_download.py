@@ -431,6 +431,7 @@ def start(server: KaggleServer, root: Path, **credentials: str) -> "subprocess.P
     return subprocess.Popen(
         [sys.executable, "-c", code, "segmentation"], cwd=PROJECT, env=environment(root / "home") | credentials,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )  # fmt: skip
 
 

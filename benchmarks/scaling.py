@@ -21,6 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
+from benchmarks.timing import table
 from training.options import CNNOptions, UNetOptions, ViTOptions
 
 PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 (SXM), data sheet: FLOP/s in bf16, bytes/s of memory
@@ -80,11 +81,6 @@ def all_steps() -> list[Step]:
              for name in ("classic_unet", "improved_unet", "attention_unet")]  # fmt: skip
     steps += [count(name, cnn.batch_size, (3, side, side)) for name in ("custom_cnn", "alexnet", "vgg16")]
     return [*steps, count(vit.model, vit.batch_size, (3, side, side))]
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def main() -> None:

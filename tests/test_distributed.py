@@ -15,10 +15,13 @@ import torch.multiprocessing
 from monai.losses import DiceLoss
 from torch import nn
 
+import models
+from tests.test_images import tree
 from utils import distributed, losses
 from utils.distributed import Place, place
 
 PROJECT = Path(__file__).parents[1]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
@@ -107,10 +110,9 @@ def history(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_torchrun_trains_as_one_process_does(cases: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    one = subprocess.run([sys.executable, *arguments(cases, tmp_path, "one")], env=environment, capture_output=True)
+    one = subprocess.run([sys.executable, *arguments(cases, tmp_path, "one")], env=ONE_THREAD, capture_output=True)
     command = [*TORCHRUN, *arguments(cases, tmp_path, "two")]
-    two = subprocess.run(command, env=environment, capture_output=True, text=True)
+    two = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True)
     assert one.returncode == two.returncode == 0, two.stderr
     assert two.stdout.count("| WT |") == 1  # one process speaks
     alone, together = history(tmp_path / "one"), history(tmp_path / "two")
@@ -122,10 +124,31 @@ def test_torchrun_trains_as_one_process_does(cases: Path, tmp_path: Path) -> Non
         assert float(first["dice_WT"]) == pytest.approx(float(second["dice_WT"]), abs=5e-3)
 
 
+@pytest.mark.parametrize("model", ["improved_unet", "attention_unet"])
+def test_models_with_batch_norm_train_and_save_too(cases: Path, tmp_path: Path, model: str) -> None:
+    options = arguments(cases, tmp_path, model, "--model", model, "--epochs", "1")
+    done = subprocess.run([*TORCHRUN, *options], env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (saved,) = (tmp_path / model).glob("*.safetensors")
+    assert models.load(saved).name == model and np.isfinite(history(tmp_path / model)["loss"]).all()
+
+
+@pytest.mark.parametrize("script", ["cnn_training.py", "vit_training.py"])
+def test_classifiers_train_on_two_processes_too(tmp_path: Path, script: str) -> None:
+    options = [
+        str(PROJECT / "training" / script), "--data", str(tree(tmp_path / "heads")), "--image-size", "80", "--epochs",
+        "1", "--batch-size", "4", "--val", "0", "--cache", str(tmp_path / "cache"), "--name", str(tmp_path / "run"),
+        "--device", "cpu",
+    ]  # fmt: skip
+    done = subprocess.run([*TORCHRUN, *options], env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "run" / "predictions.csv").open()))
+    assert len({row["file"] for row in rows}) == len(rows) == 8  # each test image once, of both processes
+
+
 def test_a_signal_to_all_saves_once_and_the_run_goes_on(cases: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [*TORCHRUN, *arguments(cases, tmp_path, "run", "--epochs", "200")]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not (tmp_path / "run" / "history.csv").exists():
         assert process.poll() is None
         time.sleep(0.05)

@@ -364,9 +364,17 @@ def test_a_folder_that_cannot_be_written_is_named_in_the_record_of_the_job(
     (tmp_path / "runs").touch()  # a file, where a folder is wanted: root may write everywhere else
     sbatch = ("sbatch", "--parsable", "--gres=none", "--cpus-per-task=1")
     job = run(cluster, *sbatch, str(tmp_path / "jobs" / "unet.job"))
-    for _ in range(200):
-        if state_of(cluster, job) == "FAILED":
-            break
-        time.sleep(0.1)
-    shown = run(cluster, "scontrol", "show", "job", job)
-    assert "JobState=FAILED" in shown and f"{tmp_path}/runs cannot be written" in shown
+    assert wait_for(cluster, tmp_path, job) == "FAILED"
+    assert f"{tmp_path}/runs cannot be written" in run(cluster, "scontrol", "show", "job", job)
+
+
+def test_a_job_without_an_environment_says_how_to_make_one(cluster: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "jobs", tmp_path / "jobs")
+    bare = {name: value for name, value in cluster.items() if not name.startswith(("CONDA", "VIRTUAL", "PYTHON"))}
+    empty = tmp_path / "bin"  # no python3 in it that has torch
+    empty.mkdir()
+    for command in ("bash", "sbatch", "squeue", "scontrol", "sed", "dirname", "realpath", "mkdir", "hostname", "date"):
+        (empty / command).symlink_to(str(shutil.which(command)))
+    sbatch = ("sbatch", "--parsable", "--gres=none", "--cpus-per-task=1")
+    job = run(bare | {"PATH": str(empty)}, *sbatch, str(tmp_path / "jobs" / "unet.job"))
+    assert wait_for(cluster, tmp_path, job) == "FAILED" and "make .venv/installed" in log(tmp_path, job)

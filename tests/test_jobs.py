@@ -270,6 +270,20 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster: dict[str, str], clon
     assert "saved at epoch" in log(clone, job) and log(clone, job).count("== job") == 1
 
 
+def test_a_job_without_progress_is_not_requeued_for_ever(cluster: dict[str, str], clone: Path, cases: Path) -> None:
+    job = submit(cluster, clone, cases, "stuck", "--epochs", "2000")
+    started = clone / "runs" / "slurm" / f"{job}.run"
+    for _ in range(2):  # each time before its first step
+        until = time.time() + 180
+        while not started.exists():
+            assert time.time() < until, log(clone, job)
+            time.sleep(0.02)
+        started.unlink()
+        run(cluster, "scancel", "--batch", "--signal=USR1", job)
+    assert wait_for(cluster, clone, job) == "FAILED"
+    assert "stopped twice at the same step" in log(clone, job) and log(clone, job).count("== job") == 2
+
+
 def epochs(folder: Path) -> int:
     """How many epochs a run has behind it."""
     path = folder / "history.csv"

@@ -38,6 +38,7 @@ class Result:
 
     @property
     def note(self) -> str:
+        """Names the missing folds; empty where none is."""
         return f" (fold {', '.join(map(str, sorted(self.missing)))} missing)" if self.missing else ""
 
 
@@ -79,6 +80,7 @@ def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
 
 
 def interval(values: Sequence[float], digits: int) -> str:
+    """The mean with its 95 % interval (bootstrap), as text."""
     mean, low, high = mean_interval(values)
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 

@@ -1,13 +1,16 @@
 """Metrics of classification against scikit-learn and hand-made tables; calibration; figures."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from matplotlib.lines import Line2D
 from sklearn import metrics as sklearn_metrics
 from torch import nn
 
 from utils import classification as c
-from utils import classification_plots
+from utils import classification_plots, classification_results
 
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 
@@ -102,3 +105,43 @@ def test_figures_show_what_they_are_given() -> None:
     assert sum(bool(axes.images) for axes in page.axes) == 24
     with pytest.raises(ValueError, match="no mistakes"):
         classification_plots.mistakes([])
+
+
+def test_what_a_run_wrote_is_read_again(tmp_path: Path) -> None:
+    logits, labels = made_up(200)
+    names, groups = [f"{number}.jpg" for number in range(200)], np.array([f"P{number // 5}" for number in range(200)])
+    classification_results.write(tmp_path, "a run", logits, labels, names, groups, CLASSES, 0.6)
+    for table in ("metrics", "predictions"):
+        (tmp_path / f"{table}.csv").rename(tmp_path / f"AlexNet_{table}.csv")
+    found = classification_results.saved(tmp_path, "AlexNet")
+    assert found is not None
+    scores, answers = found
+    np.testing.assert_array_equal(answers.labels, labels)
+    np.testing.assert_array_equal(answers.groups, groups)
+    assert answers.classes == list(CLASSES)
+    np.testing.assert_allclose(c.softmax(answers.logits), c.softmax(logits), rtol=1e-4)
+    expected = c.scores(logits, labels, CLASSES, 0.6)
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert scores["confidence_scaled"] == pytest.approx(c.softmax(logits, 0.6).max(axis=1).mean(), rel=1e-5)
+    (tmp_path / "AlexNet_predictions.csv").unlink()
+    assert classification_results.saved(tmp_path, "AlexNet") is None
+    assert classification_results.saved(tmp_path, "VGG16") is None
+
+
+def test_a_comparison_has_a_line_a_model_also_without_results() -> None:
+    row = {"accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.94, "confidence": 0.8, "confidence_scaled": 0.91,
+           "ece": 0.1, "ece_scaled": 0.02}  # fmt: skip
+    left, right = classification_plots.comparison({"VGG16": None, "AlexNet": row}).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["VGG16", "AlexNet"]
+    assert left.get_ylim()[0] > 1 and left.get_ylim()[1] < 0  # the first model on top
+    assert [(text.get_text(), text.get_position()[1]) for text in left.texts] == [("not trained yet", 0)]
+    (interval,) = [bars for bars in left.collections if bars.get_segments()]
+    np.testing.assert_allclose(interval.get_segments()[0], [[0.85, 1], [0.94, 1]])
+
+    def diamonds(lines: list[Line2D]) -> dict[str, float]:
+        return {str(line.get_fillstyle()): line.get_xdata()[0] for line in lines if line.get_marker() == "D"}
+
+    assert diamonds(left.lines) == {"none": 0.8, "full": 0.91}
+    assert diamonds(right.lines) == {"none": 0.1, "full": 0.02}
+    with pytest.raises(ValueError, match="no models"):
+        classification_plots.comparison({})

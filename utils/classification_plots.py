@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.classification import BINS, reliability, softmax
-from utils.plots import COLOURS, INK, canvas
+from utils.plots import COLOURS, FAINT, INK, canvas
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+ACCURACY: dict[str, Any] = {"color": COLOURS[0], "marker": "o"}  # what a comparison shows
+TRAINED: dict[str, Any] = {"color": COLOURS[2], "marker": "D", "linestyle": "", "fillstyle": "none"}
+SCALED: dict[str, Any] = TRAINED | {"fillstyle": "full"}
 
 
 def confusion_matrix(table: np.ndarray, classes: Sequence[str]) -> "Figure":
@@ -60,6 +64,44 @@ def calibration(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0
             right.hist(confidence[chosen], edges, color=colour, alpha=0.75, label=f"{name} ({chosen.sum()})")
         right.set(xlabel="confidence (largest softmax)", ylabel="images", yscale="log", xlim=(0, 1))
         right.legend(loc="upper left")
+    return figure
+
+
+def comparison(scores: Mapping[str, Mapping[str, float] | None]) -> "Figure":
+    """Classifiers line by line: how often they are right, how sure they are, and how far apart the two lie.
+
+    Args:
+        scores: model -> accuracy, accuracy_low, accuracy_high, confidence, confidence_scaled, ece and ece_scaled, as
+            `classification_results.saved` gives them; None is a model without results, and its line says so.
+
+    Raises:
+        ValueError: there are no models.
+    """
+    from matplotlib.lines import Line2D
+
+    if not scores:
+        raise ValueError("no models to compare")
+    with canvas(width=10, height=0.5 * len(scores) + 2) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for line, row in enumerate(scores.values()):
+            if row is None:
+                left.text(0.02, line, "not trained yet", transform=left.get_yaxis_transform(), va="center")
+                continue
+            reach = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
+            left.errorbar(row["accuracy"], line, xerr=reach, capsize=4, **ACCURACY)
+            right.plot([row["ece"], row["ece_scaled"]], [line, line], color=FAINT, zorder=1)
+            for axes, key, below in ((left, "confidence", 0.25), (right, "ece", 0)):
+                axes.plot(row[key], line + below, **TRAINED)
+                axes.plot(row[f"{key}_scaled"], line + below, **SCALED)
+        left.set_yticks(range(len(scores)), scores)
+        left.set(xlabel="accuracy, mean confidence (0 to 1)", ylim=(len(scores) - 0.4, -0.6))
+        right.set(xlabel="expected calibration error (0 to 1)", xlim=(0, None))
+        for axes in (left, right):
+            axes.grid(visible=False, axis="y")
+        names = ("accuracy, 95 % interval", "confidence, calibration error as trained", "with temperature")
+        handles = [Line2D([], [], label=name, **style)
+                   for name, style in zip(names, (ACCURACY, TRAINED, SCALED), strict=True)]  # fmt: skip
+        figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 

@@ -1,8 +1,9 @@
-"""What a classification run leaves behind for people: tables as Markdown and CSV files."""
+"""What a classification run leaves behind for people: tables as Markdown and CSV files; and how they are read again."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +46,43 @@ def write(
         f"calibration error {scores['ece']:.3f}, at temperature {temperature:.2f} {scores['ece_scaled']:.3f}"
     )
     return "\n\n".join([title, headline, "\n".join(lines), "\n".join(confused)]) + "\n", scores
+
+
+class Answers(NamedTuple):
+    """What a model said of N test images."""
+
+    logits: np.ndarray  # (N, C), but for a constant an image
+    labels: np.ndarray  # (N,) true classes
+    groups: np.ndarray  # (N,) names
+    classes: list[str]
+
+
+def answers(rows: Sequence[Mapping[str, str]]) -> Answers:
+    """The rows of a predictions.csv as arrays; the logits are those that the temperature has divided."""
+    classes = [name for name in rows[0] if name not in ("file", "group", "truth", "prediction")]
+    labels = np.array([classes.index(row["truth"]) for row in rows])
+    logits = np.log(np.array([[float(row[name]) for name in classes] for row in rows]).clip(1e-12))
+    return Answers(logits, labels, np.array([row["group"] for row in rows]), classes)
+
+
+def saved(folder: Path, model: str) -> tuple[dict[str, float], Answers] | None:
+    """The scores of a published model and its answers, with the logits as trained; None where it has left none.
+
+    Args:
+        folder: holds <model>_metrics.csv and <model>_predictions.csv, as `write` made them.
+
+    Returns:
+        the scores also have confidence_scaled, the mean confidence at the temperature.
+    """
+    metrics, predictions = (folder / f"{model}_{table}.csv" for table in ("metrics", "predictions"))
+    if not (metrics.is_file() and predictions.is_file()):
+        return None
+    with metrics.open(newline="") as file:
+        scores = {name: float(value) for name, value in next(csv.DictReader(file)).items()}
+    with predictions.open(newline="") as file:
+        found = answers(list(csv.DictReader(file)))
+    scores["confidence_scaled"] = float(classification.softmax(found.logits).max(axis=1).mean())
+    return scores, found._replace(logits=found.logits * scores["temperature"])
 
 
 def most_confident_mistakes(

@@ -19,9 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
 from utils import classification, cli
+from utils.classification_results import answers
 from utils.metrics import mean_interval
 
 REGIONS = ("WT", "TC", "ET")
@@ -112,19 +111,16 @@ def of_patients(results: dict[str, Result]) -> str:
 
 def of_images(results: dict[str, Result]) -> str:
     """Accuracy with its interval over groups, F1, recall of each class, AUROC and calibration error of each method."""
-    first = next(iter(next(iter(results.values())).rows.values()))
-    classes = [name for name in first if name not in ("file", "group", "truth", "prediction")]
+    found = {method: answers(list(result.rows.values())) for method, result in results.items()}
+    classes = next(iter(found.values())).classes
     lines = [["method", "images", "accuracy", "F1", *(f"recall {name}" for name in classes), "AUROC", "ECE"]]
-    for method, result in results.items():
-        rows = list(result.rows.values())
-        labels = np.array([classes.index(row["truth"]) for row in rows])
-        logits = np.log(np.array([[float(row[name]) for name in classes] for row in rows]).clip(1e-12))
-        groups = np.array([row["group"] for row in rows])
+    for method, (logits, labels, groups, _) in found.items():
         accuracy, low, high = classification.accuracy_interval(logits.argmax(axis=1) == labels, groups)
         scores = classification.scores(logits, labels, classes)
         names = ["f1_mean", *(f"recall_{name}" for name in classes), "auroc", "ece"]
         cells = [f"{scores[name]:.3f}" for name in names]
-        lines.append([method, f"{len(rows)}{result.note}", f"{accuracy:.4f} ({low:.3f} to {high:.3f})", *cells])
+        images = f"{len(labels)}{results[method].note}"
+        lines.append([method, images, f"{accuracy:.4f} ({low:.3f} to {high:.3f})", *cells])
     return table(lines)
 
 

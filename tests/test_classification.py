@@ -9,6 +9,8 @@ from matplotlib.lines import Line2D
 from sklearn import metrics as sklearn_metrics
 from torch import nn
 
+from datasets.store import Store
+from training import classification as task
 from utils import classification as c
 from utils import classification_plots, classification_results
 
@@ -145,3 +147,15 @@ def test_a_comparison_has_a_line_a_model_also_without_results() -> None:
     assert diamonds(right.lines) == {"none": 0.1, "full": 0.02}
     with pytest.raises(ValueError, match="no models"):
         classification_plots.comparison({})
+
+
+def test_mistakes_are_the_wrong_images_the_most_confident_first() -> None:
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8), np.uint8)
+    index = {"case": np.array([f"Testing/glioma/{number}.jpg" for number in range(6)])}
+    store = Store(Path(), images, np.zeros(6, int), index, [], {})
+    logits = np.log([[0.7, 0.2, 0.1, 1e-9], [0.1, 0.6, 0.3, 1e-9], [1e-9, 0.1, 0.1, 0.8]])
+    first, second = task.mistakes(store, np.array([1, 3, 5]), logits, np.array([0, 0, 2]), 1.0)
+    assert (first["title"], second["title"]) == (
+        "5: notumor\ncalled pituitary (80%)", "3: glioma\ncalled meningioma (60%)"
+    )  # fmt: skip
+    assert (first["image"] == 5).all() and (second["image"] == 3).all()

@@ -118,11 +118,18 @@ def report(
     table = classification.confusion(labels, logits.argmax(axis=1), len(CLASSES))
     classification_plots.confusion_matrix(table, CLASSES).savefig(folder / "confusion.png")
     classification_plots.calibration(logits, labels, temperature).savefig(folder / "calibration.png")
-    if mistakes := classification_results.most_confident_mistakes(logits, labels, temperature):
-        shown = [
-            {"image": store.images[rows[place], 0],
-             "title": f"{Path(names[place]).stem}: {CLASSES[labels[place]]}\ncalled {CLASSES[called]} ({sure:.0%})"}
-            for place, called, sure in mistakes
-        ]  # fmt: skip
+    if shown := mistakes(store, rows, logits, labels, temperature):
         classification_plots.mistakes(shown).savefig(folder / "mistakes.png")
     return text, scores
+
+
+def mistakes(
+    store: Store, rows: np.ndarray, logits: np.ndarray, labels: np.ndarray, temperature: float
+) -> list[dict[str, Any]]:
+    """Wrong answers to rows of a store, the most confident first, for `classification_plots.mistakes`."""
+    names = [Path(name).stem for name in store.index["case"][rows]]
+    return [
+        {"image": store.images[rows[place], 0],
+         "title": f"{names[place]}: {CLASSES[labels[place]]}\ncalled {CLASSES[called]} ({sure:.0%})"}
+        for place, called, sure in classification_results.most_confident_mistakes(logits, labels, temperature)
+    ]  # fmt: skip

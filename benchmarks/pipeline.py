@@ -19,7 +19,7 @@ from datasets.image_store import open_images
 from datasets.slices import WINDOW, open_slices
 from datasets.store import Store
 from training.classification import prepare
-from utils.device import autocast, keep_freed_memory
+from utils.device import keep_freed_memory
 from utils.losses import CrossEntropy, DiceBCE
 from utils.signals import StopRequest
 from utils.train import Recipe, Run, train_one_epoch
@@ -115,19 +115,5 @@ class _AsData:
 
 
 def limit(setting: Setting) -> Loop:
-    """The same network, optimizer and loss on one batch that lies ready: no data, no clipping, no averaged weights."""
-    keep_freed_memory()
-    model = build(setting).to(setting.device).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    loss = criterion(setting)
-    images, targets = next(batches(setting))
-
-    def train(stint: Stint) -> None:
-        for ready, labels in stint:
-            with autocast(setting.device, setting.precision):
-                logits = model(ready)
-            loss(logits, labels).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    return Loop(model, repeat((images.contiguous(memory_format=torch.channels_last), targets)), train)
+    """The same, training on one batch that lies ready: no data work."""
+    return ours(setting, data=lambda _: repeat(next(batches(setting))))

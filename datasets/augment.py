@@ -75,8 +75,11 @@ class Augmentation:
             return draw.uniform(limit, images.shape[1], 1, 1).to(images.device)
 
         gain, offset, bend = 1 + uniform(self.contrast), uniform(self.brightness), 1 + uniform(self.gamma)
-        changed = images.abs().pow_(bend).copysign_(images).mul_(gain).add_(offset)
+        changed = self._bent(images, bend).mul_(gain).add_(offset)
         return changed.mul_(images.sign().abs_())  # background stays 0
+
+    def _bent(self, images: torch.Tensor, bend: torch.Tensor) -> torch.Tensor:
+        return images.abs().pow_(bend).copysign_(images)
 
 
 def affine_grid(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -107,9 +110,12 @@ class ImageAugmentation(Augmentation):
         """Change a batch.
 
         Args:
-            images: (B, C, H, W) float, background 0; gray: all channels alike.
+            images: (B, C, H, W) float, not negative, background 0; gray: all channels alike.
             classes: (B,), returned as they are.
             draw: the random numbers of these samples.
         """
         changed, _ = self._image(images[:, :1], draw)
         return changed.expand_as(images), classes
+
+    def _bent(self, images: torch.Tensor, bend: torch.Tensor) -> torch.Tensor:
+        return images.pow(bend)  # gray levels are not negative

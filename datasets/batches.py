@@ -118,6 +118,8 @@ class Batches:
                 yield images, targets.to(self.device, non_blocking=True)
 
     def _gather(self, rows: np.ndarray) -> Batch:
+        if not self.images.is_cuda:
+            self.store.expect(rows)
         index = torch.from_numpy(rows).to(self.images.device)
         batch = self.images.index_select(0, index), self.targets.index_select(0, index)
         if self.device.type == "cuda" and not batch[0].is_cuda:

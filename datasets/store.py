@@ -9,6 +9,7 @@ build while others wait.
 import csv
 import hashlib
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ class Store:
     """An open store.
 
     Attributes:
-        images: (N, C, H, W) memory map.
+        images: (N, C, H, W) memory map, read in the order that `expect` announces.
         targets: (N, H, W) or (N,) memory map.
         index: the index's columns, each an array of N entries.
         info: what was kept with each block, in order.
@@ -45,14 +46,26 @@ class Store:
     """
 
     folder: Path
-    images: np.ndarray
-    targets: np.ndarray
+    images: np.memmap
+    targets: np.memmap
     index: dict[str, np.ndarray]
     info: list[dict[str, Any]]
     options: dict[str, Any]
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Tell the system which rows are read next: it fetches them together and in whole, and nothing else.
+
+        Of a store larger than memory it would else guess, and read megabytes around each.
+        """
+        for array in (self.images, self.targets):
+            size = array[0].nbytes
+            for row in rows.tolist() if size >= mmap.PAGESIZE else ():
+                first = array.offset + row * size
+                page = first - first % mmap.PAGESIZE
+                _advise(array, "MADV_WILLNEED", page, first + size - page)
 
     @property
     def fingerprint(self) -> str:
@@ -104,11 +117,19 @@ def _open(folder: Path) -> Store | None:
         images = np.load(folder / "images.npy", mmap_mode="c")
         targets = np.load(folder / "targets.npy", mmap_mode="c")
         index = _read_columns(folder / "index.csv")
+        _advise(images, "MADV_RANDOM")
         if not len(images) == len(targets) == len(next(iter(index.values()))):
             return None
     except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration):
         return None
     return Store(folder, images, targets, index, about["info"], about["options"])
+
+
+def _advise(array: np.memmap, name: str, *part: int) -> None:
+    """Advise the system (where it takes advice) on a part of a memory map: first byte and size; on all of it."""
+    advice, pages = getattr(mmap, name, None), getattr(array, "_mmap", None)
+    if advice is not None and pages is not None:
+        pages.madvise(advice, *part)
 
 
 def _build(folder: Path, options: dict[str, Any], produce: Callable[[], Iterator[Block]]) -> Store:

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import inference, pipeline, predecessor, timing, training
+from benchmarks import inference, larger_than_memory, pipeline, predecessor, timing, training
 from datasets.brats import find_cases, read_case
 from datasets.images import CLASSES, PARTS
 from models.quick_conv import QuickConv2d
+from models.quick_mish import QuickMish
 from tests.conftest import make_case, write_case
 from utils import device, metrics
 
@@ -117,13 +118,15 @@ def test_the_predecessors_metrics_are_those_of_the_counts() -> None:
         assert found == pytest.approx(values.tolist(), rel=1e-5)
 
 
-def test_the_predecessor_has_pytorchs_own_convolutions() -> None:
-    setting = pipeline.Setting("attention_unet", Path(), Path(), CPU, 1, 4, 0)
-    ours, plain = pipeline.build(setting), predecessor.plain(pipeline.build(setting))
-    assert any(isinstance(module, QuickConv2d) for module in ours.modules())
-    assert not any(isinstance(module, QuickConv2d) for module in plain.modules())
+@pytest.mark.parametrize(("name", "quick_layer", "channels"), [("attention_unet", QuickConv2d, 4),
+                                                               ("custom_cnn", QuickMish, 3)])  # fmt: skip
+def test_the_predecessor_has_pytorchs_own_layers(name: str, quick_layer: type[nn.Module], channels: int) -> None:
+    setting = pipeline.Setting(name, Path(), Path(), CPU, 1, 4, 96)
+    ours, plain = pipeline.build(setting).eval(), predecessor.plain(pipeline.build(setting)).eval()
+    assert any(isinstance(module, quick_layer) for module in ours.modules())
+    assert not any(isinstance(module, quick_layer) for module in plain.modules())
     plain.load_state_dict(ours.state_dict())
-    images = torch.randn(1, 4, 32, 32)
+    images = torch.randn(1, channels, 96, 96)
     torch.testing.assert_close(plain(images), ours(images))
 
 
@@ -146,3 +149,15 @@ def test_cases_take_turns_in_processes_of_their_own() -> None:
         assert all(turn.samples >= 16 and turn.seconds >= 0.2 and turn.waited < 0.5 for turn in result.turns)
         assert not result.memory < 0.05  # a process with PyTorch; NaN where the system does not say
     assert float(timing.compared(results, "quick", "slow", 2).split()[0]) > 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_larger_than_memory_measures_both_stores_and_removes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = larger_than_memory.Options(0.05, tmp_path / "disk", n_filters=2, batch_size=2, seconds=0.0, device="cpu")
+    larger_than_memory.main(options)
+    found = {cells[0]: cells[1:] for cells in rows(capsys.readouterr().out)}
+    assert {"training, 0.1 GB", "reading alone, 0.1 GB", "training, 0.05 GB", "reading alone, 0.05 GB"} <= set(found)
+    assert all(float(cells[0]) > 0 for name, cells in found.items() if "GB" in name)
+    assert list((tmp_path / "disk").iterdir()) == []

@@ -1,10 +1,13 @@
 """The store and the slices in it, against arrays made by hand and the disk's own mishaps."""
 
+import ctypes
 import errno
 import json
+import mmap
 import multiprocessing
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +53,39 @@ def test_built_once_and_anew_when_sources_or_options_change(tmp_path: Path) -> N
     assert build({"a": 2}).folder != first.folder and len(calls) == 2
     source.write_text("ab")
     assert build({"a": 1}).folder != first.folder and len(calls) == 3
+
+
+def in_memory(path: Path) -> np.ndarray:
+    """(pages,) bool: which pages of a file the system holds."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    content = np.memmap(path, np.uint8, mode="c")
+    found = np.zeros(-(-len(content) // mmap.PAGESIZE), np.uint8)
+    length, into = ctypes.c_size_t(len(content)), ctypes.c_void_p(found.ctypes.data)
+    assert libc.mincore(ctypes.c_void_p(content.ctypes.data), length, into) == 0
+    return (found & 1).astype(bool)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="asks Linux what it holds in memory")
+def test_expected_rows_are_fetched_and_no_others(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (40, 1, 256, 256), np.uint8)
+    rows = [{"case": "c", "patient": "p", "slice": number} for number in range(40)]
+    block = store.Block(images, np.arange(40), rows, {})
+    built = store.open_or_build(tmp_path, "s", [], {}, lambda: iter([block]))
+    path = built.folder / "images.npy"
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if in_memory(path).any():
+        pytest.skip("this file system lives in memory")
+    built.expect(np.array([39, 7]))
+    for _ in range(100):
+        time.sleep(0.02)
+        held = np.flatnonzero(in_memory(path))
+        if len(held) >= 34:
+            break
+    # 16 pages a row, and one more: the header shifts them
+    assert held.tolist() == [*range(7 * 16, 8 * 16 + 1), *range(39 * 16, 40 * 16 + 1)]
+    assert np.array_equal(built.images[[39, 7]], images[[39, 7]])
 
 
 def test_names_of_digits_stay_names(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from models.cnn import CNN, Conv
-from models.quick_mish import QuickMish
 
 CONVS = (
     Conv(96, 9, stride=4, pool=True),
@@ -45,7 +44,7 @@ class ConvBlock(nn.Module):
         self.skip = nn.Conv2d(in_channels, conv.channels, 1, bias=False) if residual else None
         self.margin = conv.kernel // 2 - conv.padding  # pixels that the convolution loses on each side
         self.stride = conv.stride
-        self.activation = QuickMish()
+        self.activation = nn.Mish(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.norm(self.conv(x))

@@ -1,6 +1,5 @@
 """The four classifiers: counts, sizes, gradients, skip connections, and what hooks read from them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
-from models.quick_mish import PIECE, QuickMish
 from utils import explain
 
 COUNTS = {"custom_cnn": 3_001_156, "alexnet": 4_589_316, "vgg16": 65_070_916, "vit": 21_459_460}
@@ -154,27 +152,3 @@ def test_weights_come_back(name: str, tmp_path: Path) -> None:
     assert again.header["note"] == "here" and again.options == model.options
     with torch.no_grad():
         torch.testing.assert_close(again(batch(1, 3, size, size)), model(batch(1, 3, size, size)), rtol=0.02, atol=0.02)
-
-
-@pytest.mark.parametrize("make", [
-    lambda: batch(3, 5, 4, 6),
-    lambda: batch(3, 5, 4, 6).to(memory_format=torch.channels_last),
-    lambda: batch(3, 5, 4, 6)[:, ::2],  # gaps
-    lambda: torch.linspace(-90, 90, 3 * PIECE + 1),
-    lambda: batch(2, 40).bfloat16(),
-])  # fmt: skip
-def test_quick_mish_equals_the_slow_one(make: Callable[[], torch.Tensor]) -> None:
-    source = make()
-    results = []
-    for layer in (nn.Mish(), QuickMish()):
-        x = source.clone(memory_format=torch.preserve_format).requires_grad_()
-        y = layer(x)
-        (y * torch.arange(y.numel()).cos().reshape(y.shape).to(y.dtype)).sum().backward()
-        results.append((y, x.grad))
-    for expected, result in zip(*results, strict=True):
-        assert torch.allclose(result, expected, rtol=1e-4, atol=1e-5 if source.dtype == torch.float32 else 0.02)
-        assert result.dtype == expected.dtype and result.stride() == expected.stride()
-
-
-def test_quick_mish_has_the_gradient_of_differences() -> None:
-    assert torch.autograd.gradcheck(QuickMish(), torch.linspace(-8, 8, 41).double().requires_grad_())

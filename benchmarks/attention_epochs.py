@@ -6,10 +6,8 @@ Trains AttentionUNet (n_filters 8) on every second slice with tumour of four sim
 gates' maps are drawn for one slice of a fifth patient, who is not trained on; the first frame is the untrained network.
 """
 
-import io
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +27,11 @@ from datasets.store import Store
 from training.options import ROOT, UNetOptions
 from utils import cli, explain, explain_plots
 from utils.device import choose, keep_freed_memory
-from utils.files import replacing
 from utils.losses import LOSSES
+from utils.pictures import as_image, gif, write_gif
 from utils.train import Recipe, fit
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 PATIENTS, EPOCHS = 5, 8
@@ -59,7 +56,7 @@ def frames(store: Store, epochs: int) -> list["Image"]:
     def draw(averaged: nn.Module) -> dict[str, float]:
         maps = [found.cpu() for found in explain.attention_maps(averaged, image[None])]
         title = f"AttentionUNet after {len(pictures)} of {epochs} epochs, simulated patient"
-        pictures.append(as_image(explain_plots.gates(flair, maps, truth, title)))
+        pictures.append(as_image(explain_plots.gates(flair, maps, truth, title), WIDTH))
         return {}
 
     draw(model)
@@ -69,33 +66,11 @@ def frames(store: Store, epochs: int) -> list["Image"]:
     return pictures
 
 
-def as_image(figure: "Figure") -> "Image":
-    """A figure as a picture of the GIF's width."""
-    from PIL import Image
-
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png", dpi=WIDTH / figure.get_figwidth())
-        return Image.open(file).convert("RGB")
-
-
-def write_gif(path: Path, pictures: Sequence["Image"]) -> None:
-    """Write the frames, in 256 colours that suit all of them together."""
-    from PIL import Image
-
-    together = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
-    palette = together.quantize(256)
-    first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    pauses = [PAUSE] * len(others) + [4 * PAUSE]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        first.save(temporary, "GIF", save_all=True, append_images=others, duration=pauses, loop=0, optimize=True)
-
-
 def main(cache: Path = UNetOptions.cache, out: Path = ROOT / "images" / "attention_epochs.gif") -> None:
     keep_freed_memory()
     folder = phantom.write_phantom(cache / f"phantom_{PATIENTS}", PATIENTS)
     pictures = frames(open_slices(folder, cache), EPOCHS)
-    write_gif(out, pictures)
+    write_gif(out, gif(pictures, PAUSE, rest=4 * PAUSE))
     print(f"{out}: {len(pictures)} frames, {out.stat().st_size / 1e6:.2f} MB")
 
 

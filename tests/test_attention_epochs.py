@@ -1,5 +1,6 @@
 """The film of the gates: a frame an epoch, in the right colours."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image, ImageSequence
 
 from benchmarks import attention_epochs as film
 from datasets.slices import open_slices
+from utils.pictures import gif
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -17,9 +19,8 @@ def test_a_frame_before_training_and_one_an_epoch(cases: Path, tmp_path: Path) -
     assert len(pictures) == 3 and {picture.width for picture in pictures} == {film.WIDTH}
     first, second, third = (np.asarray(picture, dtype=int) for picture in pictures)
     assert (first != second).any() and (second != third).any()
-    film.write_gif(tmp_path / "film.gif", pictures)
-    with Image.open(tmp_path / "film.gif") as gif:
-        shown = [np.asarray(frame.convert("RGB"), dtype=int) for frame in ImageSequence.Iterator(gif)]
+    with Image.open(io.BytesIO(gif(pictures, pause=100, rest=400))) as shown_again:
+        shown = [np.asarray(frame.convert("RGB"), dtype=int) for frame in ImageSequence.Iterator(shown_again)]
     assert len(shown) == 3
     for frame, picture in zip(shown, (first, second, third), strict=True):
         assert np.abs(frame - picture).max(axis=2).mean() < 5  # 256 colours for all frames come close enough

@@ -50,6 +50,7 @@ def saved(figure: Figure) -> np.ndarray:
         lambda: plots.curves(HISTORY),
         lambda: plots.overlay([case("best: A, WT 0.93")]),
         lambda: plots.patients(table("ClassicUNet", "AttentionUNet")),
+        lambda: plots.score_by_size({"A": (3_000_000, (0.9, 0.8, 0.95))}, "accuracy (0 to 1)"),
     ],
 )
 def test_a_figure_is_an_opaque_white_page_with_something_on_it(draw) -> None:
@@ -139,6 +140,24 @@ def test_patients_may_be_one_or_equal_and_in_millimetres() -> None:
     for nothing in ({}, {"A": {}}):
         with pytest.raises(ValueError, match="no patients"):
             plots.patients(nothing)
+
+
+def test_scores_stand_over_their_parameters_with_their_intervals() -> None:
+    table = {"A": (800_000, (0.6, 0.5, 0.8)), "B": (65_000_000, (0.7, 0.6, 0.75))}
+    figure = plots.score_by_size(table, "Dice (0 to 1)")
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and axes.get_ylabel() == "Dice (0 to 1)"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A", "B"]
+    for drawn, (parameters, (score, low, high)) in zip(axes.containers, table.values(), strict=True):
+        point, _, (bar,) = drawn
+        assert point.get_xydata().tolist() == [[parameters / 1e6, score]]
+        np.testing.assert_allclose(bar.get_segments()[0][:, 1], [low, high])
+
+
+def test_grey_levels_are_those_of_the_tissue() -> None:
+    image = np.concatenate([np.zeros(10_000), np.linspace(-1, 1, 1001)])
+    np.testing.assert_allclose(plots.grey_levels(image), (-0.98, 0.99), atol=1e-3)
+    assert plots.grey_levels(np.zeros((4, 4))) == (0, 1)
 
 
 def test_importing_is_light() -> None:

@@ -8,7 +8,6 @@ Every number in them is read from the models, so that they follow when a model c
 import sys
 from collections.abc import Callable
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import cli
 from utils.classifier_diagrams import CNNS, cnn, vit
-from utils.files import replacing, writable
+from utils.files import writable
+from utils.pictures import save_png
 from utils.unet_diagrams import UNETS, attention_gate, costs, unet
 
 if TYPE_CHECKING:
@@ -39,19 +39,8 @@ def write(out: Path = Path("images")) -> None:
     """
     folder = writable(out)
     for name, draw in DIAGRAMS.items():
-        with replacing(folder / f"{name}.png") as path:
-            _save(draw(), path)
+        save_png(draw(), folder / f"{name}.png")
         print(folder / f"{name}.png")
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    """As a PNG of few colours, which takes a third of the room."""
-    from PIL import Image
-
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as image:
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
 
 
 if __name__ == "__main__":

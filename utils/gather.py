@@ -40,6 +40,10 @@ class Result:
         """Names the missing folds; empty where none is."""
         return f" (fold {', '.join(map(str, sorted(self.missing)))} missing)" if self.missing else ""
 
+    def column(self, name: str) -> list[float]:
+        """A value a test case."""
+        return [float(row[name]) for row in self.rows.values()]
+
 
 def table_of(run: Path) -> Path | None:
     """The table of test cases that a run has left, if it is finished."""
@@ -95,7 +99,7 @@ def of_patients(results: dict[str, Result]) -> str:
     lines = [["method", "patients", *(f"{r} Dice" for r in REGIONS), *(f"{r} HD95 (mm)" for r in REGIONS)]]
     for method, result in results.items():
         cells = [
-            interval([float(row[f"{measure}_{region}"]) for row in result.rows.values()], digits)
+            interval(result.column(f"{measure}_{region}"), digits)
             for measure, digits in (("dice", 2), ("hd95", 0)) for region in REGIONS
         ]  # fmt: skip
         lines.append([method, f"{len(result.rows)}{result.note}", *cells])

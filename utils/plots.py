@@ -128,8 +128,6 @@ def overlay(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     Raises:
         ValueError: no rows.
     """
-    from matplotlib.patches import Patch
-
     if not rows:
         raise ValueError("no patients to draw")
     panels = {"FLAIR": "", "T1c": "", "truth": "true", "prediction": "predicted"}
@@ -141,10 +139,9 @@ def overlay(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             for axes, (name, labels) in zip(band.subplots(1, 4), panels.items(), strict=True):
                 mri(axes, row["t1c"] if name == "T1c" else row["flair"])
                 if labels:
-                    axes.imshow(_coloured(row[labels]).transpose(1, 0, 2), interpolation="nearest")
+                    axes.imshow(coloured(row[labels]).transpose(1, 0, 2), interpolation="nearest")
                 axes.set_title(f"{name} over FLAIR" if labels else name)
-        handles = [Patch(color=colour, label=name) for name, colour in zip(CLASSES, COLOURS, strict=False)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        class_keys(figure)
     return figure
 
 
@@ -201,18 +198,34 @@ def _section(volume: np.ndarray, axis: int, at: int) -> np.ndarray:
     return plane if axis == 2 else plane[:, ::-1]
 
 
-def mri(axes: "Axes", image: np.ndarray, marks: tuple[str, str] = ("R", "L"), aspect: float = 1) -> None:
-    """A grey (X, Y) slice, black at its 1st percentile, white at its 99.5th; X runs from the left mark to the right
-    one, Y down; aspect: height of a pixel relative to its width."""
-    tissue = np.ma.masked_equal(np.asarray(image, dtype=float), 0)
-    low, high = np.percentile(tissue.compressed(), (1, 99.5)) if tissue.count() else (0, 1)
-    axes.imshow(tissue.filled(low).T, cmap="gray", vmin=low, vmax=high, aspect=aspect)
+def mri(
+    axes: "Axes", image: np.ndarray, marks: tuple[str, str] = ("R", "L"), aspect: float = 1,
+    limits: tuple[float, float] | None = None,
+) -> None:  # fmt: skip
+    """A grey (X, Y) slice; X runs from the left mark to the right one, Y down; aspect: height of a pixel relative to
+    its width; limits: what is drawn black and white, by default the slice's own `grey_levels`."""
+    low, high = limits or grey_levels(image)
+    axes.imshow(np.where(image == 0, low, image).T, cmap="gray", vmin=low, vmax=high, aspect=aspect)
     for side, place, align in zip(marks, (0.02, 0.98), ("left", "right"), strict=True):
         axes.text(place, 0.98, side, transform=axes.transAxes, color="white", va="top", ha=align, fontsize=8)
     axes.set_axis_off()
 
 
-def _coloured(labels: np.ndarray, opacity: float = 0.65) -> np.ndarray:
+def grey_levels(image: np.ndarray) -> tuple[float, float]:
+    """The 1st and the 99.5th percentile of the tissue (exact zeros are background)."""
+    tissue = image[image != 0].astype(float)
+    return tuple(np.percentile(tissue, (1, 99.5)).tolist()) if tissue.size else (0.0, 1.0)
+
+
+def class_keys(figure: "Figure") -> None:
+    """The colours of NCR, ED and ET, below all else."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=name) for name, colour in zip(CLASSES, COLOURS, strict=False)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+
+
+def coloured(labels: np.ndarray, opacity: float = 0.65) -> np.ndarray:
     """(X, Y) label map -> (X, Y, 4) RGBA, background transparent."""
     from matplotlib.colors import to_rgba
 
@@ -258,3 +271,27 @@ def _strip(axes: "Axes", centre: float, width: float, values: Sequence[float], s
     axes.plot(scatter, values, markersize=4, alpha=0.5, markeredgewidth=0, clip_on=False, **style)
     beside = centre + 0.28 * width
     axes.errorbar(beside, mean, reach, markersize=6, capsize=4, markeredgecolor=INK, ecolor=INK, clip_on=False, **style)
+
+
+def score_by_size(table: Mapping[str, tuple[int, tuple[float, float, float]]], measure: str) -> "Figure":
+    """Does a larger model do better? Its score against its parameters.
+
+    Args:
+        table: model -> parameters, and score with the ends of its 95 % interval, as `metrics.mean_interval` gives them.
+        measure: the name of the score, such as "accuracy (0 to 1)".
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    with canvas(width=6, height=3.6) as figure:
+        axes = figure.subplots()
+        for i, (model, (parameters, (score, low, high))) in enumerate(table.items()):
+            style: dict[str, Any] = {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "linestyle": "", "label": model}
+            axes.errorbar(parameters / 1e6, score, [[score - low], [high - score]], markersize=7, capsize=4, **style)
+        sizes = [parameters / 1e6 for parameters, _ in table.values()]
+        axes.set(xscale="log", xlabel="parameters (millions)", ylabel=measure)
+        axes.set_xlim(min(sizes) / 2, max(sizes) * 2)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        figure.legend(loc="outside right upper", title="bars: 95 % interval")
+    return figure

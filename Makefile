@@ -1,17 +1,22 @@
 # make train: environment, data or the built-in phantom, a training that suits two cores, results in runs/quick
 # make test:  environment, all tests that need no real data
-# make figures: the diagrams of the models, and the film of the gates
+# make notebooks: run the notebooks, on the data that is there or on the phantom
+# make figures: the diagrams of the models, the figures of segmentation, and the film of the gates
 PYTHON ?= python3
 BIN := .venv/bin
 # a name of its own for the run on your data, so that it does not meet the phantom's
 NAME ?= $(if $(wildcard datasets/segmentation/*),quick_data,quick)
 QUICK := --model classic_unet --n-filters 8 --epochs 6 --batch-size 8 --name $(NAME)
 
-.PHONY: train test lint real-data figures
+.PHONY: train test lint real-data notebooks figures
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.venv/notebooks: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebooks]'
 	touch $@
 
 train: .venv/installed
@@ -23,10 +28,15 @@ test: .venv/installed
 real-data: .venv/installed
 	$(BIN)/python -m pytest -m real_data -rs
 
+# the timeout is that of a cell, in seconds
+notebooks: .venv/notebooks
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --durations=0 notebooks
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 figures: .venv/installed
 	$(BIN)/python utils/diagrams.py --out images
+	$(BIN)/python utils/figures.py --out images
 	$(BIN)/python benchmarks/attention_epochs.py

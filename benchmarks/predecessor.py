@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from benchmarks.pipeline import Setting, build, open_store
 from benchmarks.timing import Batch, Loop, Stint
@@ -67,39 +67,55 @@ def plain(module: nn.Module) -> nn.Module:
     return module
 
 
-def segmentation(setting: Setting) -> Loop:
-    """On the slices that our store has, too."""
-    store, rows = open_store(setting)
-    names = zip(store.index["case"][rows], store.index["slice"][rows], strict=True)
-    data = Slices([setting.data / f"{case}_slice_{slice}.h5" for case, slice in names])
+def slices(setting: Setting, rows: np.ndarray | None = None) -> Slices:
+    """The slices that our store has (some of its rows), each from its file."""
+    store, every = open_store(setting)
+    chosen = every if rows is None else rows
+    names = zip(store.index["case"][chosen], store.index["slice"][chosen], strict=True)
+    return Slices([setting.data / f"{case}_slice_{slice}.h5" for case, slice in names])
+
+
+def segmentation(setting: Setting, rows: np.ndarray | None = None) -> Loop:
+    """A U-Net on these slices."""
 
     def measure(logits: Tensor, masks: Tensor) -> float:
         return sum(metric(name, logits, masks, channel) for name in METRICS for channel in range(3))
 
-    return loop(setting, data, nn.BCEWithLogitsLoss(), measure)
+    return loop(setting, slices(setting, rows), nn.BCEWithLogitsLoss(), measure)
 
 
-def classification(setting: Setting) -> Loop:
-    """On the images of Training, with an augmentation like ours."""
+def images(setting: Setting, rows: np.ndarray | None = None, augmented: bool = True) -> Dataset:
+    """The images of Training (some rows of our store), with an augmentation like ours."""
     from torchvision import datasets, transforms
 
     change = transforms.Compose([
-        transforms.Resize((setting.image_size, setting.image_size)), transforms.RandomHorizontalFlip(),
-        transforms.RandomAffine(15, (0.08, 0.08), (0.85, 1.15)), transforms.ColorJitter(0.2, 0.2),
+        transforms.Resize((setting.image_size, setting.image_size)),
+        *([transforms.RandomHorizontalFlip(), transforms.RandomAffine(15, (0.08, 0.08), (0.85, 1.15)),
+           transforms.ColorJitter(0.2, 0.2)] if augmented else []),
         transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3),
     ])  # fmt: skip
-    data = datasets.ImageFolder(str(root(setting.data) / "Training"), change)
+    top = root(setting.data)
+    data = datasets.ImageFolder(str(top / "Training"), change)
+    if rows is None:
+        return data
+    places = {Path(path).relative_to(top).as_posix(): place for place, (path, _) in enumerate(data.samples)}
+    store, _ = open_store(setting)
+    return Subset(data, [places[name] for name in store.index["case"][rows].tolist()])
+
+
+def classification(setting: Setting, rows: np.ndarray | None = None) -> Loop:
+    """A classifier on these images."""
 
     def measure(logits: Tensor, labels: Tensor) -> float:
         return (logits.argmax(dim=1) == labels).float().mean().item()
 
-    return loop(setting, data, nn.CrossEntropyLoss(), measure)
+    return loop(setting, images(setting, rows), nn.CrossEntropyLoss(), measure)
 
 
 def loop(setting: Setting, data: Dataset, criterion: nn.Module, measure: Callable[[Tensor, Tensor], float]) -> Loop:
     """The loop of both tasks."""
     model = plain(build(setting)).to(setting.device).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(model.parameters())
 
     def train(stint: Stint) -> None:
         total_loss = total_metrics = 0.0

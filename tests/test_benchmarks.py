@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import inference, larger_than_memory, pipeline, predecessor, timing, training
+from benchmarks import inference, larger_than_memory, pipeline, predecessor, time_to_score, timing, training
 from datasets.brats import find_cases, read_case
 from datasets.images import CLASSES, PARTS
 from models.quick_conv import QuickConv2d
@@ -34,13 +34,13 @@ def patients(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Four images of noise a class and part."""
+    """Eight images of noise a class and part."""
     rng = np.random.default_rng(0)
     for part in PARTS:
         for label in CLASSES:
             folder = tmp_path / "images" / part / label
             folder.mkdir(parents=True)
-            for number in range(4):
+            for number in range(8):
                 Image.fromarray(rng.integers(0, 255, (150, 140), np.uint8)).save(folder / f"{label}_{number}.jpg")
     return tmp_path / "images"
 
@@ -64,7 +64,7 @@ def test_training_has_a_row_a_case(patients: Path, images: Path, capsys: pytest.
     text = capsys.readouterr().out
     found = {cells[0]: cells[1:] for cells in rows(text)}
     assert {
-        "store of a patient, 160 x 192", "store of a patient, 240 x 240", "store of 32 images",
+        "store of a patient, 160 x 192", "store of a patient, 240 x 240", "store of 64 images",
         "start of unet_training.py to the end of its first step",
         "predecessor, fp32", "torchvision's pipeline, fp32", "torchvision's alexnet, our pipeline, fp32", "ours, fp32",
         "limit, fp32", "predecessor, 240 x 240, fp32", "MONAI's pipeline, 160 x 192, fp32", "ours, 240 x 240, fp32",
@@ -158,3 +158,24 @@ def test_larger_than_memory_measures_both_stores_and_removes_them(
     assert {"training, 0.1 GB", "reading alone, 0.1 GB", "training, 0.05 GB", "reading alone, 0.05 GB"} <= set(found)
     assert all(float(cells[0]) > 0 for name, cells in found.items() if "GB" in name)
     assert list((tmp_path / "disk").iterdir()) == []
+
+
+def test_both_ways_are_watched_until_the_end(images: Path, tmp_path: Path) -> None:
+    options = time_to_score.Options(("custom_cnn",), tmp_path, images, epochs=2, device="cpu")
+    recipe = time_to_score.recipe("custom_cnn", options, tmp_path / "scratch")
+    setting = pipeline.Setting("custom_cnn", recipe.data, recipe.cache, CPU, recipe.batch_size, 8, 128)
+    _, _, train, watched = time_to_score.prepared((setting, recipe))
+    assert len(train) + len(watched) == 32 and len(watched) > 0
+    for way in (time_to_score.predecessor, time_to_score.ours):
+        first, last = way((setting, recipe))
+        assert 0 < first.seconds < last.seconds and 0 <= last.score <= 1
+        assert last.score * len(watched) == pytest.approx(round(last.score * len(watched)))
+
+
+def test_who_reaches_the_score_first() -> None:
+    before = [time_to_score.Epoch(10.0, 0.5), time_to_score.Epoch(20.0, 0.7), time_to_score.Epoch(30.0, 0.6)]
+    now = [time_to_score.Epoch(2.0, 0.6), time_to_score.Epoch(4.0, 0.75), time_to_score.Epoch(6.0, 0.8)]
+    assert time_to_score.report("custom_cnn", before, now).endswith(
+        "accuracy 0.700 took the predecessor 20 s, ours 4 s: 5.0 times sooner."
+    )
+    assert time_to_score.report("custom_cnn", now, before).endswith("took the predecessor 6 s; ours did not reach it.")

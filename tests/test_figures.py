@@ -1,4 +1,4 @@
-"""The README's figures of segmentation: complete, small, and of the committed scores."""
+"""The README's figures: complete, small, and of the committed scores."""
 
 import csv
 from pathlib import Path
@@ -19,7 +19,9 @@ def committed(name: str) -> list[dict[str, str]]:
 def test_the_files_are_complete_and_small(tmp_path: Path) -> None:
     figures.write(tmp_path / "images")
     files = {file.name: file for file in (tmp_path / "images").iterdir()}
-    assert set(files) == {"phantom_modalities.png", "brats_dice.png", "unet_scores.png", "phantom_walk.gif"}
+    assert set(files) == {
+        "phantom_modalities.png", "brats_dice.png", "unet_scores.png", "class_distribution.png", "phantom_walk.gif",
+    }  # fmt: skip
     for name, file in files.items():
         assert file.stat().st_size < (1_500_000 if name.endswith(".gif") else 300_000), name
     with Image.open(files["phantom_walk.gif"]) as film:

@@ -1,4 +1,4 @@
-"""Draw the README's figures of segmentation: a simulated patient, and what the three U-Nets scored on real ones.
+"""Draw the README's figures: a simulated patient, the images a class, and what the three U-Nets reached on patients.
 
     python utils/figures.py --out images
 
@@ -7,7 +7,7 @@ The scores are those of models/saved_metrics/brats_folds: every patient by the m
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,10 @@ import numpy as np
 import models
 from datasets import phantom
 from datasets.brats import LABELS, REGIONS, Case
+from datasets.download import CLASSIFICATION
 from datasets.slices import prepare
 from datasets.store import Block
-from utils import cli, data_plots, gather, plots
+from utils import cli, data_plots, gather, image_plots, plots
 from utils.describe import parameters
 from utils.files import writable
 from utils.metrics import mean_interval
@@ -90,6 +91,7 @@ FIGURES: dict[str, Callable[[], "Figure"]] = {  # the file (without .png) -> wha
     "phantom_modalities": modalities,
     "brats_dice": dice,
     "unet_scores": scores,
+    "class_distribution": partial(image_plots.class_distribution, CLASSIFICATION.expected),
 }
 
 

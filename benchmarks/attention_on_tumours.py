@@ -38,7 +38,7 @@ from models.unet import LEVELS, pad
 from training.options import ROOT, UNetOptions
 from training.segmentation import open_data
 from training.stages import seen_by
-from utils import cli, explain, explain_plots
+from utils import cli, explain, explain_plots, markdown
 from utils.evaluate import summary
 from utils.journal import write_csv
 
@@ -134,15 +134,15 @@ def measure(weights: str, options: Options) -> Iterator[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Means over patients, of enrichment with the 95 % interval, as a Markdown table with a row a gate."""
     means = ("tumour", "rest", "std", "closed", "open")
-    lines = [f"| gate | patients | enrichment | truth | {' | '.join(means)} | score |", "|---" * 10 + "|"]
+    lines = [["gate", "patients", "enrichment", "truth", *means, "score"]]
     for gate in dict.fromkeys(row["gate"] for row in rows):
         mine = [{k: v for k, v in row.items() if k not in ("weights", "gate")} for row in rows if row["gate"] == gate]
         found = summary(mine)
         mean, low, high = found["enrichment"]
         cells = [gate, str(len({row["patient"] for row in mine})), f"{mean:.2f} ({low:.2f} to {high:.2f})"]
         cells += [f"{found['truth'][0]:.1f}", *(f"{found[name][0]:.2f}" for name in means)]
-        lines.append("| " + " | ".join([*cells, f"{found['score'][0]:.1f} ± {found['score_std'][0]:.1f}"]) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{found['score'][0]:.1f} ± {found['score_std'][0]:.1f}"])
+    return markdown.table(lines)
 
 
 def picture(options: Options) -> "Figure":

@@ -109,8 +109,9 @@ def loop(setting: "Setting", labels: "Labels") -> "Loop":
 def main(options: Options) -> None:
     from benchmarks import startup
     from benchmarks.pipeline import Setting
-    from benchmarks.timing import Case, compared, machine, side_by_side, spread, table
+    from benchmarks.timing import Case, compared, machine, side_by_side, spread
     from utils.device import best_precision, choose
+    from utils.markdown import table
 
     device = choose(options.device)
     best = best_precision(device)
@@ -126,7 +127,7 @@ def main(options: Options) -> None:
              compared(results, first, name, 2)] for name, result in results.items()]  # fmt: skip
     count = median(turn.samples for turn in results[other].turns)
     title = f"{options.model}, n_filters {options.n_filters}, {count} slices, {best}, {options.turns} turns"
-    text = table(["", "seconds a patient", "memory (GB)", "times as long as ours"], rows)
+    text = table([["", "seconds a patient", "memory (GB)", "times as long as ours"], *rows])
     print(machine(device), title, text, sep="\n\n")
 
 

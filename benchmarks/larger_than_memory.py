@@ -137,8 +137,9 @@ def from_disk() -> float:
 
 def main(options: Options) -> None:
     from benchmarks.pipeline import Setting
-    from benchmarks.timing import alone, machine, table
+    from benchmarks.timing import alone, machine
     from utils.device import best_precision, choose
+    from utils.markdown import table
 
     device = choose(options.device)
     sizes = (SMALL, options.gigabytes or 2 * memory())
@@ -154,7 +155,7 @@ def main(options: Options) -> None:
                 rows.append([f"{name}, {gigabytes:.3g} GB", f"{found.speed:.0f}", f"{found.waited:.1%}",
                              f"{found.disk:.0f}"])  # fmt: skip
     title = f"{options.model}, n_filters {options.n_filters}, batch {options.batch_size}, {setting.precision}"
-    text = table(["store", "slices/s", "waiting", "from the disk (MB/s)"], rows)
+    text = table([["store", "slices/s", "waiting", "from the disk (MB/s)"], *rows])
     print(machine(device), title, text, sep="\n\n")
 
 

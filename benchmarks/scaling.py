@@ -21,8 +21,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from benchmarks.timing import table
 from training.options import CNNOptions, UNetOptions, ViTOptions
+from utils.markdown import table
 
 PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 (SXM), data sheet: FLOP/s in bf16, bytes/s of memory
 LINKS = {"4 GPUs, NVLink": (4, 450e9), "2 nodes, 100 Gbit/s": (2, 12.5e9)}  # ranks, bytes/s in each direction
@@ -90,7 +90,7 @@ def main() -> None:
               f"{STATE * step.parameters / 1e9:.2f}", f"{step.activations / 1e9:.2f}", f"{step.memory / 1e9:.1f}"]
              for step in steps]  # fmt: skip
     head = ["model, batch", "parameters", "GFLOP a step", "state (GB)", "activations (GB)", "memory (GB)"]
-    print(table(head, costs), end="\n\n")
+    print(table([head, *costs]), end="\n\n")
     head, rows = ["model", "steps/s, at most", "all-reduced (MB)"], [[step.model] for step in steps]
     for link in LINKS:
         head += [f"{link}: all-reduce (ms)", "efficiency, batch x n", "batch / n"]
@@ -99,7 +99,7 @@ def main() -> None:
         for ranks, bandwidth in LINKS.values():
             talk = step.all_reduce(ranks, bandwidth)
             row += [f"{1000 * talk:.2f}", *(f"{t / (t + talk):.0%}" for t in (step.seconds, step.seconds / ranks))]
-    print(table(head, rows))
+    print(table([head, *rows]))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from datasets.image_store import open_images
 from datasets.slices import WINDOW, open_slices
 from datasets.store import Store
 from training.options import ROOT, CNNOptions, UNetOptions
+from training.stages import no_data
 
 PATIENTS = 2
 BRATS = np.array([0, 1, 2, 4], np.uint8)  # the value in the files of each label code
@@ -29,7 +30,7 @@ class Built(NamedTuple):
 
 def write_slices(source: Path, target: Path, patients: int = PATIENTS) -> None:
     """The first patients of a folder (of the phantom where it is the default one and empty) as Kaggle's HDF5 slices."""
-    if missing(source, UNetOptions.data):
+    if no_data(source, UNetOptions.data):
         phantom.write_phantom(target, patients)
         return
     for number, case in enumerate(find_cases(source)[:patients], 1):
@@ -40,13 +41,9 @@ def write_slices(source: Path, target: Path, patients: int = PATIENTS) -> None:
 
 def images_folder(source: Path) -> Path:
     """The folder itself; the phantom where it is the default one and empty."""
-    if missing(source, CNNOptions.data):
+    if no_data(source, CNNOptions.data):
         return phantom_slices.write_image_phantom(phantom_slices.FOLDER)
     return source
-
-
-def missing(folder: Path, default: Path) -> bool:
-    return folder == default and not (folder.is_dir() and any(folder.iterdir()))
 
 
 def build_slices(slices: Path, cache: Path, window: tuple[int, int] = WINDOW) -> Built:

@@ -128,12 +128,12 @@ def score(setting: "Setting", model: "nn.Module", rows: "np.ndarray") -> float:
 
 def report(model: str, before: list[Epoch], now: list[Epoch]) -> str:
     """The two courses, and when ours has the predecessor's best."""
-    from benchmarks.timing import table
+    from utils.markdown import table
 
     name = SCORES[model][1]
     rows = [[str(number), f"{old.seconds:.0f}", f"{old.score:.3f}", f"{new.seconds:.0f}", f"{new.score:.3f}"]
             for number, (old, new) in enumerate(zip(before, now, strict=True), 1)]  # fmt: skip
-    text = table(["epoch", "predecessor: seconds", name, "ours: seconds", name], rows)
+    text = table([["epoch", "predecessor: seconds", name, "ours: seconds", name], *rows])
     best = max(before, key=lambda epoch: epoch.score)
     there = next((epoch for epoch in now if epoch.score >= best.score), None)
     reached = f"{name} {best.score:.3f} took the predecessor {best.seconds:.0f} s"

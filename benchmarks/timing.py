@@ -159,12 +159,6 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first column is text, the others are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def machine(device: torch.device) -> str:
     """One line: where the figures come from."""
     names = ("torch", "torchvision", "monai", "dynamic-network-architectures")

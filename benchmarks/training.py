@@ -101,7 +101,8 @@ def report(found: list["Case"], results: dict[str, "Result"], unit: str, baselin
     """The table of a group of cases, ratios to the first."""
     from statistics import median
 
-    from benchmarks.timing import compared, spread, table
+    from benchmarks.timing import compared, spread
+    from utils.markdown import table
 
     first = found[0].name
     header = ["case", f"{unit}/s", f"x {baseline}", "waiting", "memory (GB)", "parameters"]
@@ -113,13 +114,14 @@ def report(found: list["Case"], results: dict[str, "Result"], unit: str, baselin
         waiting = f"{median(turn.waited for turn in result.turns):.1%}"
         rows.append([case.name, spread(result.speeds, 1), compared(results, case.name, first, 2), waiting,
                      f"{result.memory:.2f}", f"{result.parameters:,}", *share])  # fmt: skip
-    return table(header, rows)
+    return table([header, *rows])
 
 
 def stores(options: Options, slices: Path, images: Path, cache: Path, scratch: Path, device: str) -> str:
     """Build the stores that the models need; how long that and a start take, as a table."""
     from benchmarks import startup
-    from benchmarks.timing import spread, table
+    from benchmarks.timing import spread
+    from utils.markdown import table
 
     rows = []
     if any(name.endswith("unet") for name in options.models):
@@ -133,7 +135,7 @@ def stores(options: Options, slices: Path, images: Path, cache: Path, scratch: P
     if any(not name.endswith("unet") for name in options.models):
         built = startup.build_images(images, cache, options.image_size)
         rows.append([f"store of {built.samples} images", f"{built.seconds:.1f}", f"{built.bytes / 1e6:.0f}"])
-    return table(["", "seconds", "MB"], rows)
+    return table([["", "seconds", "MB"], *rows])
 
 
 def main(options: Options) -> None:

@@ -25,6 +25,7 @@ from datasets.duplicates import digest, groups, identical, identical_pairs, near
 from datasets.images import PARTS, Image, find_images, read_gray
 from datasets.parallel import ahead
 from utils.files import replacing
+from utils.markdown import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -100,7 +101,7 @@ def _images(audit: Audit) -> str:
     classes = sorted({image.label for image in audit.images})
     places = [(image.part, image.label) for image in audit.images]
     rows = [[part or "all", *(places.count((part, label)) for label in classes)] for part in audit.parts or [""]]
-    return _table(["images", *classes, "all"], [[*row, sum(row[1:])] for row in rows])
+    return table([["images", *classes, "all"], *([*row, sum(row[1:])] for row in rows)])
 
 
 def _copies(audit: Audit) -> str:
@@ -118,7 +119,8 @@ def _copies(audit: Audit) -> str:
     def pairs(chosen: np.ndarray) -> list[list[int]]:
         return audit.pairs[["i", "j"]][chosen].tolist()
 
-    return _table(["copies", *(f"within {column}" if column in PARTS else column for column in columns)], [
+    return table([
+        ["copies", *(f"within {column}" if column in PARTS else column for column in columns)],
         row("groups of pixel-identical files", audit.twins),
         row("files in them", audit.twins, files=True),
         row("pixel-identical pairs", pairs(audit.kinds == "identical")),
@@ -148,10 +150,10 @@ def _testing(audit: Audit) -> str:
         rows["whose patient is known"] = known
         rows["whose patient is in Training, too"] = known & np.isin(names, names[~testing])
     classes = sorted(set(labels[testing]))
-    return _table(["test images", *classes, "all"], [
+    return table([["test images", *classes, "all"], *(
         [name, *(int((chosen & (labels == label)).sum()) for label in classes), int(chosen.sum())]
         for name, chosen in rows.items()
-    ])  # fmt: skip
+    )])  # fmt: skip
 
 
 def _sentences(audit: Audit) -> list[str]:
@@ -174,11 +176,6 @@ def _sentences(audit: Audit) -> list[str]:
         if known.label != image.label:
             sentences.append(f"Wrong label: {image.name} is {known.label} by the table of patients.")
     return sentences + [f"Left out: {sentence}" for sentence in audit.damaged]
-
-
-def _table(header: list[str], rows: Iterable[Sequence]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def write_pairs(audit: Audit, path: Path) -> None:

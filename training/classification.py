@@ -16,7 +16,7 @@ from datasets.images import CLASSES
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import ImageOptions
-from training.stages import precision, say
+from training.stages import no_data, precision, say
 from utils import classification, classification_plots, classification_results, distributed, plots
 from utils.classification import prepare
 from utils.losses import CrossEntropy
@@ -26,7 +26,7 @@ from utils.train import Recipe, fit
 def open_data(options: ImageOptions, preprocessing: Mapping[str, Any] | None = None) -> Store:
     """The store of the data that the options name; of the phantom where there is none."""
     folder = options.data
-    if folder == ImageOptions.data and not (folder.is_dir() and any(folder.iterdir())):
+    if no_data(folder, ImageOptions.data):
         say(f"No data in {folder}: using the built-in phantom. Real data: python datasets/download.py classification")
         folder = phantom_slices.write_image_phantom(phantom_slices.FOLDER)
     return open_images(folder, options.cache, (preprocessing or vars(options))["image_size"])

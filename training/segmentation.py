@@ -15,7 +15,7 @@ from datasets.slices import open_slices
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import UNetOptions
-from training.stages import precision, say
+from training.stages import no_data, precision, say
 from utils import distributed, plots, results
 from utils.evaluate import Scan, count_all, score, segment, validate
 from utils.losses import LOSSES
@@ -26,7 +26,7 @@ from utils.train import Recipe, fit
 def open_data(options: UNetOptions, preprocessing: Mapping[str, Any] | None = None) -> Store:
     """The store of the data that the options name; of the phantom where there is none."""
     folder = options.data
-    if folder == UNetOptions.data and not (folder.is_dir() and any(folder.iterdir())):
+    if no_data(folder, UNetOptions.data):
         say(f"No data in {folder}: using the built-in phantom. Real data: put BraTS cases there (see README).")
         folder = phantom.write_phantom(phantom.FOLDER)
     made = preprocessing or {"window": options.window, "normalise": "zscore"}

@@ -90,6 +90,11 @@ def run(options: Options, task: Task) -> None:
             finish(options, task, task.train(options, model, store, split, device), store, split)
 
 
+def no_data(folder: Path, default: Path) -> bool:
+    """Nobody named a folder, and the default one is empty: a phantom takes its place."""
+    return folder == default and not (folder.is_dir() and any(folder.iterdir()))
+
+
 def say(text: str) -> None:
     """Print, once."""
     if distributed.rank() == 0:

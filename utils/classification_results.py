@@ -9,6 +9,7 @@ import numpy as np
 
 from utils import classification
 from utils.journal import write_csv
+from utils.markdown import table
 
 
 def write(
@@ -33,19 +34,18 @@ def write(
         for name, group, label, guess, row in zip(names, groups, labels, predicted, probabilities.tolist(), strict=True)
     ]
     write_csv(folder / "predictions.csv", rows)
-    lines = ["| | " + " | ".join([*classes, "mean"]) + " |", "|---" * (len(classes) + 2) + "|"]
+    per_class = [["", *classes, "mean"]]
     for metric in ("precision", "recall", "f1"):
-        cells = [f"{scores[f'{metric}_{of}']:.4f}" for of in (*classes, "mean")]
-        lines.append(f"| {metric} | " + " | ".join(cells) + " |")
-    table = classification.confusion(labels, predicted, len(classes))
-    confused = ["| true class, called | " + " | ".join(classes) + " |", "|---" * (len(classes) + 1) + "|"]
-    confused += [f"| {name} | " + " | ".join(map(str, row)) + " |" for name, row in zip(classes, table, strict=True)]
+        per_class.append([metric, *(f"{scores[f'{metric}_{of}']:.4f}" for of in (*classes, "mean"))])
+    counts = classification.confusion(labels, predicted, len(classes))
+    confused = [["true class, called", *classes]]
+    confused += [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
     headline = (
         f"accuracy {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on {len(labels)} images; "
         f"macro AUROC {scores['auroc']:.4f}, confidence {scores['confidence']:.3f}, margin {scores['margin']:.2f}, "
         f"calibration error {scores['ece']:.3f}, at temperature {temperature:.2f} {scores['ece_scaled']:.3f}"
     )
-    return "\n\n".join([title, headline, "\n".join(lines), "\n".join(confused)]) + "\n", scores
+    return "\n\n".join([title, headline, table(per_class), table(confused)]) + "\n", scores
 
 
 class Answers(NamedTuple):

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import classification, cli
 from utils.classification_results import answers
+from utils.markdown import table
 from utils.metrics import mean_interval
 
 REGIONS = ("WT", "TC", "ET")
@@ -86,12 +87,6 @@ def interval(values: Sequence[float], digits: int) -> str:
     """The mean with its 95 % interval (bootstrap), as text."""
     mean, low, high = mean_interval(values)
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def table(lines: Sequence[Sequence[object]]) -> str:
-    """Markdown; the first line is the head."""
-    head, *rest = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
 
 
 def of_patients(results: dict[str, Result]) -> str:

@@ -9,30 +9,26 @@ import torch
 from utils import metrics
 from utils.evaluate import summary
 from utils.journal import write_csv
+from utils.markdown import table
 
 
 def metric_table(counts: torch.Tensor, classes: Sequence[str]) -> str:
     """The seven metrics x classes and mean, from counts over all slices, as a Markdown table."""
     flat = metrics.row(counts, classes)
     names = [*classes, "mean"]
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for metric in metrics.ratios(counts):
-        lines.append(f"| {metric} | " + " | ".join(f"{flat[f'{metric}_{name}']:.4f}" for name in names) + " |")
-    return "\n".join(lines)
+    rows = [[metric, *(f"{flat[f'{metric}_{name}']:.4f}" for name in names)] for metric in metrics.ratios(counts)]
+    return table([["", *names], *rows])
 
 
 def region_table(rows: Sequence[Mapping[str, Any]], regions: Sequence[str]) -> str:
     """Mean over patients and 95 % interval of Dice and HD95 of each region, as a Markdown table."""
     found = summary(rows)
     patients = len({row["patient"] for row in rows})
-    lines = [f"| {patients} patients | Dice | HD95 (mm) |", "|---|---|---|"]
+    lines = [[f"{patients} patients", "Dice", "HD95 (mm)"]]
     for region in regions:
         dice, hd95 = found[f"dice_{region}"], found[f"hd95_{region}"]
-        lines.append(
-            f"| {region} | {dice[0]:.3f} ({dice[1]:.3f} to {dice[2]:.3f}) "
-            f"| {hd95[0]:.1f} ({hd95[1]:.1f} to {hd95[2]:.1f}) |"
-        )
-    return "\n".join(lines)
+        lines.append([region, "{:.3f} ({:.3f} to {:.3f})".format(*dice), "{:.1f} ({:.1f} to {:.1f})".format(*hd95)])
+    return table(lines)
 
 
 def write(
@@ -42,8 +38,8 @@ def write(
     """Write metrics.csv and patients.csv (where cases were scored in 3-D); returns both as Markdown tables."""
     flat = metrics.row(counts, classes)
     names = [*classes, "mean"]
-    table = [{"metric": m, **{name: flat[f"{m}_{name}"] for name in names}} for m in metrics.ratios(counts)]
-    write_csv(folder / "metrics.csv", table)
+    content = [{"metric": m, **{name: flat[f"{m}_{name}"] for name in names}} for m in metrics.ratios(counts)]
+    write_csv(folder / "metrics.csv", content)
     parts = [title, metric_table(counts, classes)]
     if rows:
         write_csv(folder / "patients.csv", rows)

@@ -182,6 +182,25 @@ def test_quick_convolution_equals_the_slow_one(
         assert torch.allclose(result, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(("out", "kernel", "groups"), [(16, 7, 16), (40, 1, 1)])
+def test_quick_convolution_in_bfloat16_is_as_near_as_the_slow_one(out: int, kernel: int, groups: int) -> None:
+    exact = nn.Conv2d(16, out, kernel, padding=kernel // 2, groups=groups)
+    images = batch(2, 16, 12, 14).to(memory_format=torch.channels_last)
+    found = {}
+    for name, kind in (("exact", nn.Conv2d), ("slow", nn.Conv2d), ("quick", QuickConv2d)):
+        conv = kind(16, out, kernel, padding=kernel // 2, groups=groups)
+        conv.load_state_dict(exact.state_dict())
+        x = images.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=name != "exact"):
+            y = conv(x)
+        (y.float() * y.detach().float().cos()).sum().backward()
+        found[name] = [y.detach().float(), x.grad, conv.weight.grad, conv.bias.grad]
+        assert y.dtype == (torch.float32 if name == "exact" else torch.bfloat16)
+    for true, slow, quick in zip(*found.values(), strict=True):
+        assert quick.dtype == slow.dtype
+        assert (quick - true).norm() < 1.2 * (slow - true).norm() + 1e-3 * true.norm() < 0.05 * true.norm()
+
+
 def test_quick_convolution_has_second_derivatives_and_can_be_frozen() -> None:
     conv = QuickConv2d(2, 2, 7, padding=3, groups=2).double()
     x = batch(1, 2, 4, 5).double().requires_grad_()

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
+from models.quick_dropout import QuickDropout
+from models.vit import attend
 from utils import explain
 
 COUNTS = {"custom_cnn": 3_001_156, "alexnet": 4_589_316, "vgg16": 65_070_916, "vit": 21_459_460}
@@ -152,3 +154,30 @@ def test_weights_come_back(name: str, tmp_path: Path) -> None:
     assert again.header["note"] == "here" and again.options == model.options
     with torch.no_grad():
         torch.testing.assert_close(again(batch(1, 3, size, size)), model(batch(1, 3, size, size)), rtol=0.02, atol=0.02)
+
+
+# ---- what is quicker on a CPU
+
+
+def test_attention_is_pytorchs() -> None:
+    query, key, value = batch(3, 2, 4, 9, 8)
+    assert torch.allclose(attend(query, key, value), F.scaled_dot_product_attention(query, key, value), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_dropout_drops_its_share_and_scales_the_rest(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, x = QuickDropout(0.3), torch.ones(401, 503, dtype=dtype, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.shape and y.dtype == dtype and torch.equal(y, x.grad)
+    assert y.unique().tolist() == [0, pytest.approx(1 / 0.7, rel=4e-3)]
+    dropped = (y == 0).float()
+    assert abs(dropped.mean() - 0.3) < 4 * (0.3 * 0.7 / y.numel()) ** 0.5  # four standard errors
+    for distance in (1, 2, 3, 4):  # neighbours, which share a draw, are independent
+        pairs = (dropped.flatten()[:-distance] * dropped.flatten()[distance:]).mean()
+        assert abs(pairs - 0.09) < 4 * (0.09 * 0.91 / y.numel()) ** 0.5
+    assert not torch.equal(layer(x), y)
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), y)
+    assert torch.equal(layer.eval()(x), x)

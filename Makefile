@@ -1,7 +1,7 @@
 # make train: environment, data or the built-in phantom, a training that suits two cores, results in runs/quick
 # make test:  environment, all tests that need no real data
 # make notebooks: run the notebooks, on the data that is there or on the phantom
-# make figures: the diagrams of the models, the figures of segmentation, and the film of the gates
+# make figures: the figures of README that need no real data
 PYTHON ?= python3
 BIN := .venv/bin
 # a name of its own for the run on your data, so that it does not meet the phantom's
@@ -28,9 +28,9 @@ test: .venv/installed
 real-data: .venv/installed
 	$(BIN)/python -m pytest -m real_data -rs
 
-# the timeout is that of a cell, in seconds
+# the timeout is that of a cell, in seconds: the first one decodes all data
 notebooks: .venv/notebooks
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --durations=0 notebooks
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=3000 --durations=0 notebooks
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -120,8 +120,12 @@ def measure(stint: "Stint", work: "Callable[[Stint], object]") -> Measured:
     """What was read and done in a stint."""
     from time import perf_counter
 
+    from benchmarks.timing import wait_for_gpu
+
+    wait_for_gpu()
     start, before = perf_counter(), from_disk()
     work(stint)
+    wait_for_gpu()
     passed = perf_counter() - start
     return Measured(stint.samples / passed, stint.waited / passed, (from_disk() - before) / passed / 1e6)
 
@@ -136,6 +140,8 @@ def from_disk() -> float:
 
 
 def main(options: Options) -> None:
+    from shutil import disk_usage
+
     from benchmarks.pipeline import Setting
     from benchmarks.timing import alone, machine
     from utils.device import best_precision, choose
@@ -144,6 +150,9 @@ def main(options: Options) -> None:
     device = choose(options.device)
     sizes = (SMALL, options.gigabytes or 2 * memory())
     options.folder.mkdir(parents=True, exist_ok=True)
+    if (free := disk_usage(options.folder).free / 1e9) < 1.3 * sum(sizes):
+        raise ValueError(f"{options.folder} has {free:.0f} GB free, {1.3 * sum(sizes):.0f} are needed: name another "
+                         "--folder, or fewer --gigabytes in a control group")  # fmt: skip
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         setting = Setting(options.model, Path(), Path(folder), device, options.batch_size, options.n_filters, 0,
                           best_precision(device))  # fmt: skip

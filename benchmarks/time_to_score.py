@@ -4,7 +4,8 @@
 
 Both train the same network on the same samples for the same number of epochs and are watched on the same others: for
 custom_cnn 15 % of Training by group (accuracy), for classic_unet a quarter of the patients (mean Dice of NCR, ED and ET
-from counts; trained on slices with tumour). The seconds are those of training alone, each in a process of its own.
+from counts; trained on slices with tumour). The seconds are those of training alone, each in a process of its own and
+once: what is read from files in every step by the one has been decoded into a store before by the other.
 """
 
 import sys

@@ -100,8 +100,11 @@ def report(audit: Audit) -> str:
 def _images(audit: Audit) -> str:
     classes = sorted({image.label for image in audit.images})
     places = [(image.part, image.label) for image in audit.images]
-    rows = [[part or "all", *(places.count((part, label)) for label in classes)] for part in audit.parts or [""]]
-    return table([["images", *classes, "all"], *([*row, sum(row[1:])] for row in rows)])
+    lines = [["images", *classes, "all"]]
+    for part in audit.parts or [""]:
+        counts = [places.count((part, label)) for label in classes]
+        lines.append([part or "all", *map(str, counts), str(sum(counts))])
+    return table(lines)
 
 
 def _copies(audit: Audit) -> str:

@@ -13,6 +13,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ class Store:
     """An open store.
 
     Attributes:
-        images: (N, C, H, W) memory map, read in the order that `expect` announces.
+        images: (N, C, H, W) memory map; whoever reads many rows says so with `expect` before.
         targets: (N, H, W) or (N,) memory map.
         index: the index's columns, each an array of N entries.
         info: what was kept with each block, in order.
@@ -118,6 +119,7 @@ def _open(folder: Path) -> Store | None:
         targets = np.load(folder / "targets.npy", mmap_mode="c")
         index = _read_columns(folder / "index.csv")
         _advise(images, "MADV_RANDOM")
+        _advise(targets, "MADV_RANDOM")
         if not len(images) == len(targets) == len(next(iter(index.values()))):
             return None
     except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration):
@@ -129,7 +131,8 @@ def _advise(array: np.memmap, name: str, *part: int) -> None:
     """Advise the system (where it takes advice) on a part of a memory map: first byte and size; on all of it."""
     advice, pages = getattr(mmap, name, None), getattr(array, "_mmap", None)
     if advice is not None and pages is not None:
-        pages.madvise(advice, *part)
+        with suppress(OSError):  # it was advice
+            pages.madvise(advice, *part)
 
 
 def _build(folder: Path, options: dict[str, Any], produce: Callable[[], Iterator[Block]]) -> Store:

@@ -95,5 +95,9 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     """
     if not query.is_cpu:
         return F.scaled_dot_product_attention(query, key, value)
-    fit = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
-    return fit.softmax(-1) @ value
+    return weights(query, key) @ value
+
+
+def weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """How much each token (row) looks at each other one: (B, heads, T, T), rows sum to 1."""
+    return (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(-1)

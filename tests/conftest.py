@@ -1,5 +1,6 @@
 """What the tests share: small cases on disk, and the real data where they are."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real MRI data, beside the project on development machines."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
+    """The folder of real MRI data: that of BRAIN_MRI_DATA, else the one beside the project."""
+    folder = Path(os.environ.get("BRAIN_MRI_DATA") or Path(__file__).parents[2] / "shared" / "data")
     if not folder.is_dir():
-        pytest.skip(f"no real data in {folder}")
+        pytest.skip(f"no real data in {folder}: name its folder in BRAIN_MRI_DATA")
     return folder
 
 

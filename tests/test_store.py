@@ -65,7 +65,9 @@ def in_memory(path: Path) -> np.ndarray:
     return (found & 1).astype(bool)
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="asks Linux what it holds in memory")
+@pytest.mark.skipif(
+    not hasattr(os, "posix_fadvise") or mmap.PAGESIZE != 4096, reason="asks Linux which 4 kB pages it holds in memory"
+)
 def test_expected_rows_are_fetched_and_no_others(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 255, (40, 1, 256, 256), np.uint8)
     rows = [{"case": "c", "patient": "p", "slice": number} for number in range(40)]

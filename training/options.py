@@ -187,7 +187,7 @@ class CNNOptions(ImageOptions):
     def check(self) -> None:
         super().check()
         if not self.lr:
-            object.__setattr__(self, "lr", self.LEARNING_RATES[self.model])  # frozen for everybody else
+            object.__setattr__(self, "lr", self.LEARNING_RATES.get(self.model, 1e-3))  # frozen for everybody else
         if self.residual and self.model != "custom_cnn":
             raise ValueError(f"--residual is an option of custom_cnn, not of {self.model}: leave it out")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.classification import BINS, reliability, softmax
-from utils.plots import COLOURS, FAINT, INK, canvas
+from utils.plots import COLOURS, FAINT, INK, canvas, error_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +87,7 @@ def comparison(scores: Mapping[str, Mapping[str, float] | None]) -> "Figure":
             if row is None:
                 left.text(0.02, line, "not trained yet", transform=left.get_yaxis_transform(), va="center")
                 continue
-            reach = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
+            reach = error_bar(row["accuracy"], row["accuracy_low"], row["accuracy_high"])
             left.errorbar(row["accuracy"], line, xerr=reach, capsize=4, **ACCURACY)
             right.plot([row["ece"], row["ece_scaled"]], [line, line], color=FAINT, zorder=1)
             for axes, key, below in ((left, "confidence", 0.25), (right, "ece", 0)):

@@ -77,10 +77,10 @@ def saved(folder: Path, model: str) -> tuple[dict[str, float], Answers] | None:
     metrics, predictions = (folder / f"{model}_{table}.csv" for table in ("metrics", "predictions"))
     if not (metrics.is_file() and predictions.is_file()):
         return None
-    with metrics.open(newline="") as file:
-        scores = {name: float(value) for name, value in next(csv.DictReader(file)).items()}
-    with predictions.open(newline="") as file:
-        found = answers(list(csv.DictReader(file)))
+    rows, said = (list(csv.DictReader(path.read_text().splitlines())) for path in (metrics, predictions))
+    if not (rows and said):
+        raise ValueError(f"{predictions if rows else metrics} has no rows: take the run's own table")
+    scores, found = {name: float(value) for name, value in rows[0].items()}, answers(said)
     scores["confidence_scaled"] = float(classification.softmax(found.logits).max(axis=1).mean())
     return scores, found._replace(logits=found.logits * scores["temperature"])
 

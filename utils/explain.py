@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.attention_unet import AttentionGate
 from models.cnn import CNN
-from models.vit import Attention, VisionTransformer
+from models.vit import Attention, VisionTransformer, weights
 
 
 def attention_maps(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -47,7 +47,7 @@ def token_attention(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor
     maps = []
     for layer, qkv in zip(layers, _outputs(model, [layer.qkv for layer in layers], images), strict=True):
         query, key, _ = layer.split(qkv)
-        maps.append((query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1))
+        maps.append(weights(query, key))
     return maps
 
 

@@ -73,7 +73,11 @@ def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
         if fold not in result.missing or folds != result.folds:
             raise ValueError(f"{run} is no new fold beside the others of {method}: give each run once, of one split")
         result.missing.remove(fold)
-        for row in csv.DictReader(path.open()):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows:
+            raise ValueError(f"{path} has no rows: remove it, and evaluate the run again")
+        for row in rows:
             case = row.get("case") or row.get("file")
             if case is None or not {"dice_WT", "truth"} & set(row):
                 raise ValueError(f"{path} is neither a patients.csv nor a predictions.csv: give folders of runs")
@@ -112,6 +116,9 @@ def of_images(results: dict[str, Result]) -> str:
     """Accuracy with its interval over groups, F1, recall of each class, AUROC and calibration error of each method."""
     found = {method: answers(list(result.rows.values())) for method, result in results.items()}
     classes = next(iter(found.values())).classes
+    for method, other in found.items():
+        if other.classes != classes:
+            raise ValueError(f"{method} has the classes {', '.join(other.classes)}, others have {', '.join(classes)}")
     lines = [["method", "images", "accuracy", "F1", *(f"recall {name}" for name in classes), "AUROC", "ECE"]]
     for method, (logits, labels, groups, _) in found.items():
         accuracy, low, high = classification.accuracy_interval(logits.argmax(axis=1) == labels, groups)

@@ -266,11 +266,16 @@ def patients(table: Mapping[str, Mapping[str, Sequence[float]]], measure: str = 
 def _strip(axes: "Axes", centre: float, width: float, values: Sequence[float], style: Mapping[str, Any]) -> None:
     """Points scattered to the left of the centre (the same each time), mean and interval to its right."""
     mean, low, high = mean_interval(values)
-    reach = np.maximum([[mean - low], [high - mean]], 0)  # NaN for one patient: no bar
+    reach = error_bar(mean, low, high)  # NaN for one patient: no bar
     scatter = centre + width * np.random.default_rng(0).uniform(-0.4, 0.1, len(values))
     axes.plot(scatter, values, markersize=4, alpha=0.5, markeredgewidth=0, clip_on=False, **style)
     beside = centre + 0.28 * width
     axes.errorbar(beside, mean, reach, markersize=6, capsize=4, markeredgecolor=INK, ecolor=INK, clip_on=False, **style)
+
+
+def error_bar(value: float, low: float, high: float) -> np.ndarray:
+    """An interval as matplotlib's errorbar takes it: (2, 1), never negative, as rounding could make it."""
+    return np.maximum([[value - low], [high - value]], 0)
 
 
 def score_by_size(table: Mapping[str, tuple[int, tuple[float, float, float]]], measure: str) -> "Figure":
@@ -286,12 +291,11 @@ def score_by_size(table: Mapping[str, tuple[int, tuple[float, float, float]]], m
         axes = figure.subplots()
         for i, (model, (parameters, (score, low, high))) in enumerate(table.items()):
             style: dict[str, Any] = {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "linestyle": "", "label": model}
-            axes.errorbar(parameters / 1e6, score, [[score - low], [high - score]], markersize=7, capsize=4, **style)
+            axes.errorbar(parameters / 1e6, score, error_bar(score, low, high), markersize=7, capsize=4, **style)
         sizes = [parameters / 1e6 for parameters, _ in table.values()]
-        axes.set(xscale="log", xlabel="parameters (millions)", ylabel=measure)
-        axes.set_xlim(min(sizes) / 2, max(sizes) * 2)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
+        limits = (min(sizes) / 2, max(sizes) * 2)
+        axes.set(xscale="log", xlabel="parameters (millions)", ylabel=measure, xlim=limits)
+        ticks = LogLocator(subs=(1, 2, 3, 5))
+        axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
         figure.legend(loc="outside right upper", title="bars: 95 % interval")
     return figure

@@ -90,6 +90,27 @@ def test_grad_cam_of_each_cnn(name: str) -> None:
     assert maps.shape == (2, side, side) and maps.min() >= 0 and maps.max() <= 1
 
 
+@pytest.mark.parametrize(("name", "options"), [("custom_cnn", {}), ("custom_cnn", {"residual": True}), ("alexnet", {}),
+                                              ("vgg16", {})])  # fmt: skip
+def test_receptive_fields_are_where_the_gradient_comes_from(name: str, options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    model = models.build(name, image_size=224 if name == "vgg16" else 128, **options).eval()
+    blocks = list(model.features)
+    blocks = blocks[:-1] if isinstance(blocks[-1], nn.MaxPool2d) else blocks
+    for module in model.features.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1e-3)
+    # where a max-pool passes the gradient of one pixel, a mean passes that of all
+    passing = nn.Sequential(*(nn.AvgPool2d(2) if isinstance(block, nn.MaxPool2d) else block for block in blocks))
+    image = torch.rand(1, 3, *2 * [model.options["image_size"]], requires_grad=True)
+    found = passing(image)
+    place = found.shape[-1] // 2
+    (slope,) = torch.autograd.grad(found[0, :, place, place].sum(), image)
+    seen = slope[0, 0].nonzero().float()
+    first, step = explain.receptive_field(blocks)
+    assert ((seen.amin(dim=0) + seen.amax(dim=0)) / 2).tolist() == [first + place * step] * 2
+
+
 # ---- integrated gradients
 
 

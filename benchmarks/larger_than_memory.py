@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -30,7 +29,6 @@ from utils import cli
 if TYPE_CHECKING:
     from benchmarks.pipeline import Setting
     from benchmarks.timing import Batch, Stint
-    from datasets.batches import Batches
     from datasets.store import Store
 
 SMALL = 0.1  # GB
@@ -77,20 +75,16 @@ def noise(cache: Path, gigabytes: float) -> "Store":
     return open_or_build(cache, "noise", [], {"blocks": blocks}, produce)
 
 
-def batches(setting: "Setting", store: "Store", augmented: bool = True) -> "Batches":
-    """As the training script makes them, from all rows."""
+def batches(setting: "Setting", store: "Store", augmented: bool = True) -> "Iterator[Batch]":
+    """As the training script makes them, from all rows, epoch after epoch."""
     import numpy as np
 
+    from benchmarks.pipeline import endless
     from datasets.augment import Augmentation
     from datasets.batches import Batches
 
     augment = Augmentation() if augmented else None
-    return Batches(store, np.arange(len(store)), setting.batch_size, setting.device, augment=augment)
-
-
-def endless(data: "Batches") -> "Iterator[Batch]":
-    """Epoch after epoch."""
-    return chain.from_iterable(data.epoch(epoch) for epoch in count())
+    return endless(Batches(store, np.arange(len(store)), setting.batch_size, setting.device, augment=augment))
 
 
 def train(job: "tuple[Setting, float, float]") -> Measured:
@@ -100,7 +94,7 @@ def train(job: "tuple[Setting, float, float]") -> Measured:
 
     setting, gigabytes, seconds = job
     store = noise(setting.cache, gigabytes)
-    loop = pipeline.ours(setting, data=lambda _: endless(batches(setting, store)))
+    loop = pipeline.ours(setting, data=lambda _: batches(setting, store))
     loop.train(Stint(loop.batches, 0.0, loop.lead))
     return measure(Stint(loop.batches, seconds, loop.least), loop.train)
 
@@ -112,7 +106,7 @@ def read(job: "tuple[Setting, float, float]") -> Measured:
     from benchmarks.timing import Stint
 
     setting, gigabytes, seconds = job
-    data = endless(batches(setting, noise(setting.cache, gigabytes), augmented=False))
+    data = batches(setting, noise(setting.cache, gigabytes), augmented=False)
     return measure(Stint(data, seconds, 2), lambda stint: deque(stint, maxlen=0))
 
 

@@ -71,7 +71,11 @@ def batches(setting: Setting) -> Iterator[Batch]:
     of_task = partial(Batches, augment=Augmentation()) if setting.segmentation else partial(
         Batches, augment=ImageAugmentation(), prepare=prepare
     )  # fmt: skip
-    data = of_task(store, rows, setting.batch_size, setting.device, resident=True)
+    return endless(of_task(store, rows, setting.batch_size, setting.device, resident=True))
+
+
+def endless(data: Batches) -> Iterator[Batch]:
+    """Epoch after epoch."""
     return chain.from_iterable(data.epoch(epoch) for epoch in count())
 
 

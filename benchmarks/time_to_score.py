@@ -50,8 +50,8 @@ class Epoch(NamedTuple):
     score: float
 
 
-def prepared(job: "Job") -> tuple[Any, Any, "np.ndarray", "np.ndarray"]:
-    """Store, split, and the rows to train and to watch on."""
+def prepared(job: "Job") -> tuple[Any, Any, Any, "np.ndarray", "np.ndarray"]:
+    """Task, store, split, and the rows to train and to watch on."""
     import numpy as np
 
     from benchmarks.pipeline import open_store
@@ -65,7 +65,7 @@ def prepared(job: "Job") -> tuple[Any, Any, "np.ndarray", "np.ndarray"]:
     if setting.segmentation:
         tumour = np.flatnonzero(store.index["ncr"] + store.index["ed"] + store.index["et"])
         train = np.intersect1d(train, tumour)
-    return store, split, train, watched
+    return task, store, split, train, watched
 
 
 def ours(job: "Job") -> list[Epoch]:
@@ -75,14 +75,13 @@ def ours(job: "Job") -> list[Epoch]:
 
     import torch
 
-    from training import classification, segmentation, stages
+    from training import stages
     from utils.device import keep_freed_memory
 
     setting, options = job
-    store, split, _, _ = prepared(job)
+    task, store, split, _, _ = prepared(job)
     keep_freed_memory()
     model = stages.build_model(options).to(setting.device).to(memory_format=torch.channels_last)
-    task: Any = segmentation if setting.segmentation else classification
     task.train(options, model, store, split, setting.device)
     with (options.folder / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -98,7 +97,7 @@ def predecessor(job: "Job") -> list[Epoch]:
     from benchmarks import predecessor as plain
 
     setting, options = job
-    _, _, train, watched = prepared(job)
+    *_, train, watched = prepared(job)
     loop = (plain.segmentation if setting.segmentation else plain.classification)(setting, train)
     passed, found = 0.0, []
     for _ in range(options.epochs):

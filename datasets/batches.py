@@ -123,6 +123,6 @@ class Batches:
             return self.images.index_select(0, index), self.targets.index_select(0, index)
         self.store.expect(rows)
         # NumPy, not torch: a second thread that used torch's OpenMP would make the threads of the training go to
-        # sleep after every operation, and training 10 % slower
+        # sleep after every operation, and training up to a sixth slower
         images, targets = (torch.from_numpy(array.numpy().take(rows, 0)) for array in (self.images, self.targets))
         return (images.pin_memory(), targets.pin_memory()) if self.device.type == "cuda" else (images, targets)

@@ -59,7 +59,10 @@ class Store:
     def expect(self, rows: np.ndarray) -> None:
         """Tell the system which rows are read next: it fetches them together and in whole, and nothing else.
 
-        Of a store larger than memory it would else guess, and read megabytes around each.
+        Of a store larger than memory it would else guess, and read what lies around each, too.
+
+        Args:
+            rows: (n,) integers.
         """
         for array in (self.images, self.targets):
             size = array[0].nbytes

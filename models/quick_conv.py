@@ -6,7 +6,7 @@ float32, channels_last):
 
 - The weight gradient of a depthwise convolution has a fast kernel for up to 3 columns only. A 7x7 takes one
   that works on 8 separate channels as if all were connected. So we ask for three times 7x3.
-- The gradient of a depthwise convolution's input takes four to seven times as long as the convolution of the
+- The gradient of a depthwise convolution's input takes two to seven times as long as the convolution of the
   output's gradient with the turned kernel, which it is.
 - The bias gradient, computed along with the weight gradient, costs more than the sum that it is.
 """

@@ -1,4 +1,4 @@
-"""Dropout whose mask takes a quarter of the time on a CPU: a training step of VisionTransformer takes a seventh less.
+"""Dropout whose mask takes a quarter of the time on a CPU: a training step of VisionTransformer takes a sixth less.
 
 Skip this file when you read the models. PyTorch draws a 64-bit number for each element there, in one thread. Cut into
 four, each such number decides about four elements.

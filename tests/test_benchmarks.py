@@ -164,7 +164,7 @@ def test_both_ways_are_watched_until_the_end(images: Path, tmp_path: Path) -> No
     options = time_to_score.Options(("custom_cnn",), tmp_path, images, epochs=2, device="cpu")
     recipe = time_to_score.recipe("custom_cnn", options, tmp_path / "scratch")
     setting = pipeline.Setting("custom_cnn", recipe.data, recipe.cache, CPU, recipe.batch_size, 8, 128)
-    _, _, train, watched = time_to_score.prepared((setting, recipe))
+    *_, train, watched = time_to_score.prepared((setting, recipe))
     assert len(train) + len(watched) == 32 and len(watched) > 0
     for way in (time_to_score.predecessor, time_to_score.ours):
         first, last = way((setting, recipe))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def saved(figure: Figure) -> np.ndarray:
     return imread(buffer)
 
 
+def check_page(draw: Callable[[], Figure], smallest: int = 200) -> None:
+    """An opaque white page with something on it, more than so many pixels a side; the style of others is untouched."""
+    before = dict(matplotlib.rcParams)
+    figure = draw()
+    assert isinstance(figure, Figure) and dict(matplotlib.rcParams) == before
+    pixels = saved(figure)
+    assert min(pixels.shape[:2]) > smallest and (pixels[..., 3] == 1).all() and (pixels[0, 0] == 1).all()
+    assert pixels[..., :3].std() > 0.05
+
+
 @pytest.mark.parametrize(
     "draw",
     [
@@ -54,15 +65,7 @@ def saved(figure: Figure) -> np.ndarray:
     ],
 )
 def test_a_figure_is_an_opaque_white_page_with_something_on_it(draw) -> None:
-    before = dict(matplotlib.rcParams)
-    figure = draw()
-    assert isinstance(figure, Figure)
-    assert dict(matplotlib.rcParams) == before
-    pixels = saved(figure)
-    assert min(pixels.shape[:2]) > 300
-    assert (pixels[..., 3] == 1).all()
-    assert (pixels[0, 0] == 1).all()
-    assert pixels[..., :3].std() > 0.05
+    check_page(draw, smallest=300)
 
 
 def test_curves_show_each_column_over_its_epochs() -> None:

@@ -58,7 +58,7 @@ class Answers(NamedTuple):
 
 
 def answers(rows: Sequence[Mapping[str, str]]) -> Answers:
-    """The rows of a predictions.csv as arrays; the logits are those that the temperature has divided."""
+    """The rows of a predictions.csv, at least one, as arrays; the logits are those that the temperature has divided."""
     classes = [name for name in rows[0] if name not in ("file", "group", "truth", "prediction")]
     labels = np.array([classes.index(row["truth"]) for row in rows])
     logits = np.log(np.array([[float(row[name]) for name in classes] for row in rows]).clip(1e-12))
@@ -73,6 +73,9 @@ def saved(folder: Path, model: str) -> tuple[dict[str, float], Answers] | None:
 
     Returns:
         the scores also have confidence_scaled, the mean confidence at the temperature.
+
+    Raises:
+        ValueError: a table has no rows.
     """
     metrics, predictions = (folder / f"{model}_{table}.csv" for table in ("metrics", "predictions"))
     if not (metrics.is_file() and predictions.is_file()):

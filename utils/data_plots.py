@@ -8,7 +8,7 @@ import numpy as np
 from datasets.brats import CLASSES, MODALITIES
 from datasets.store import Store
 from utils.pictures import as_image
-from utils.plots import COLOURS, canvas, class_keys, coloured, grey_levels, mri
+from utils.plots import COLOURS, canvas, class_keys, grey_levels, masks, mri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def modalities(image: np.ndarray, labels: np.ndarray, title: str = "") -> "Figur
             axes.set_title(f"mask of {name}")
             axes.set_axis_off()
         mri(below[-1], image[MODALITIES.index("flair")])
-        below[-1].imshow(coloured(labels).transpose(1, 0, 2), interpolation="nearest")
+        masks(below[-1], labels)
         below[-1].set_title("masks over FLAIR")
         class_keys(figure)
     return figure
@@ -64,7 +64,7 @@ def walk(images: np.ndarray, labels: np.ndarray, slices: Sequence[int], title: s
                 axes.clear()
                 mri(axes, volume[at], limits=limits[name])
                 axes.set_title(name)
-            both[1].imshow(coloured(labels[at]).transpose(1, 0, 2), interpolation="nearest")
+            masks(both[1], labels[at])
             both[1].set_title("masks over FLAIR")
             frames.append(as_image(figure, FILM))
     return frames

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.attention_unet import AttentionGate
 from models.cnn import CNN
-from models.vit import Attention, VisionTransformer, weights
+from models.vit import Attention, VisionTransformer, attention_weights
 
 
 def attention_maps(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -47,7 +47,7 @@ def token_attention(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor
     maps = []
     for layer, qkv in zip(layers, _outputs(model, [layer.qkv for layer in layers], images), strict=True):
         query, key, _ = layer.split(qkv)
-        maps.append(weights(query, key))
+        maps.append(attention_weights(query, key))
     return maps
 
 
@@ -169,8 +169,14 @@ def _where_it_looks(maps: torch.Tensor, blocks: Sequence[nn.Module], side: int) 
 
 
 def receptive_field(blocks: Sequence[nn.Module]) -> tuple[float, float]:
-    """Where the first value behind these blocks of a CNN looks, and how far from it the next one: pixels of the image,
-    centres of the receptive fields (Araujo 2019, 10.23915/distill.00021)."""
+    """Where the first value behind some blocks of a CNN looks, and how far from there the next one: in pixels of the
+    image along each side, from the centre of one receptive field to that of the next.
+
+    Args:
+        blocks: in their order; each has one convolution that counts, or is a max-pool; squares all.
+
+    Source: Araujo 2019, 10.23915/distill.00021.
+    """
     first, step = 0.0, 1.0
     for block in blocks:
         layer = next(m for m in block.modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d))  # not a skip's 1x1

@@ -58,7 +58,7 @@ def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
     """The results by method, and the runs without any.
 
     Raises:
-        ValueError: a case was tested twice, folds are not of one split, or a table is of no kind known here.
+        ValueError: a case was tested twice, folds are not of one split, or a table is empty or of no kind known here.
     """
     results: dict[str, Result] = {}
     without = []
@@ -113,7 +113,11 @@ def of_patients(results: dict[str, Result]) -> str:
 
 
 def of_images(results: dict[str, Result]) -> str:
-    """Accuracy with its interval over groups, F1, recall of each class, AUROC and calibration error of each method."""
+    """Accuracy with its interval over groups, F1, recall of each class, AUROC and calibration error of each method.
+
+    Raises:
+        ValueError: the methods tell different classes apart.
+    """
     found = {method: answers(list(result.rows.values())) for method, result in results.items()}
     classes = next(iter(found.values())).classes
     for method, other in found.items():

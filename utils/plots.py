@@ -139,7 +139,7 @@ def overlay(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             for axes, (name, labels) in zip(band.subplots(1, 4), panels.items(), strict=True):
                 mri(axes, row["t1c"] if name == "T1c" else row["flair"])
                 if labels:
-                    axes.imshow(coloured(row[labels]).transpose(1, 0, 2), interpolation="nearest")
+                    masks(axes, row[labels])
                 axes.set_title(f"{name} over FLAIR" if labels else name)
         class_keys(figure)
     return figure
@@ -176,10 +176,10 @@ def overview(case: Case, predicted: np.ndarray, title: str) -> "Figure":
                 across, down = (size for other, size in enumerate(case.spacing) if other != axis)
                 marks = ("R", "L") if axis else ("A", "P")
                 mri(axes, _section(image, axis, at), marks, aspect=down / across)
-                masks = regions(_section(labels, axis, at))
+                found = regions(_section(labels, axis, at))
                 for region, style in styles.items():
-                    if masks[region].any():
-                        axes.contour(masks[region].T.astype(float), levels=[0.5], linewidths=1.2, **style)
+                    if found[region].any():
+                        axes.contour(found[region].T.astype(float), levels=[0.5], linewidths=1.2, **style)
                 axes.set_title(f"{name}, {plane}")
         handles = [Line2D([], [], color=style["colors"], linestyle=style["linestyles"], label=region)
                    for region, style in styles.items()]  # fmt: skip
@@ -225,12 +225,12 @@ def class_keys(figure: "Figure") -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
-def coloured(labels: np.ndarray, opacity: float = 0.65) -> np.ndarray:
-    """(X, Y) label map -> (X, Y, 4) RGBA, background transparent."""
+def masks(axes: "Axes", labels: np.ndarray) -> None:
+    """NCR, ED and ET of a (X, Y) label map over a slice that `mri` has drawn; background is transparent."""
     from matplotlib.colors import to_rgba
 
-    palette = [(0.0, 0.0, 0.0, 0.0), *(to_rgba(colour, opacity) for colour in COLOURS[: len(CLASSES)])]
-    return np.array(palette)[labels]
+    palette = [(0.0, 0.0, 0.0, 0.0), *(to_rgba(colour, 0.65) for colour in COLOURS[: len(CLASSES)])]
+    axes.imshow(np.array(palette)[labels].transpose(1, 0, 2), interpolation="nearest")
 
 
 def patients(table: Mapping[str, Mapping[str, Sequence[float]]], measure: str = "Dice (0 to 1)") -> "Figure":
@@ -293,8 +293,7 @@ def score_by_size(table: Mapping[str, tuple[int, tuple[float, float, float]]], m
             style: dict[str, Any] = {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "linestyle": "", "label": model}
             axes.errorbar(parameters / 1e6, score, error_bar(score, low, high), markersize=7, capsize=4, **style)
         sizes = [parameters / 1e6 for parameters, _ in table.values()]
-        limits = (min(sizes) / 2, max(sizes) * 2)
-        axes.set(xscale="log", xlabel="parameters (millions)", ylabel=measure, xlim=limits)
+        axes.set(xscale="log", xlabel="parameters (millions)", ylabel=measure, xlim=(min(sizes) / 2, max(sizes) * 2))
         ticks = LogLocator(subs=(1, 2, 3, 5))
         axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
         figure.legend(loc="outside right upper", title="bars: 95 % interval")

@@ -23,6 +23,7 @@ from utils.distributed import Place, place
 PROJECT = Path(__file__).parents[1]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+COUNT_THREADS = str(PROJECT / "tests" / "count_threads.py")
 
 
 def test_who_am_i() -> None:
@@ -111,10 +112,11 @@ def history(folder: Path) -> dict[str, np.ndarray]:
 
 def test_torchrun_trains_as_one_process_does(cases: Path, tmp_path: Path) -> None:
     one = subprocess.run([sys.executable, *arguments(cases, tmp_path, "one")], env=ONE_THREAD, capture_output=True)
-    command = [*TORCHRUN, *arguments(cases, tmp_path, "two")]
+    command = [*TORCHRUN, COUNT_THREADS, *arguments(cases, tmp_path, "two")]
     two = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True)
     assert one.returncode == two.returncode == 0, two.stderr
     assert two.stdout.count("| WT |") == 1  # one process speaks
+    assert two.stderr.count("outlive Python: []") == 2
     alone, together = history(tmp_path / "one"), history(tmp_path / "two")
     np.testing.assert_allclose(together["loss"], alone["loss"], rtol=1e-4)
     np.testing.assert_allclose(together["dice_mean"], alone["dice_mean"], atol=2e-3)
@@ -147,7 +149,7 @@ def test_classifiers_train_on_two_processes_too(tmp_path: Path, script: str) -> 
 
 
 def test_a_signal_to_all_saves_once_and_the_run_goes_on(cases: Path, tmp_path: Path) -> None:
-    command = [*TORCHRUN, *arguments(cases, tmp_path, "run", "--epochs", "200")]
+    command = [*TORCHRUN, COUNT_THREADS, *arguments(cases, tmp_path, "run", "--epochs", "200")]
     process = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not (tmp_path / "run" / "history.csv").exists():
         assert process.poll() is None
@@ -155,6 +157,7 @@ def test_a_signal_to_all_saves_once_and_the_run_goes_on(cases: Path, tmp_path: P
     os.killpg(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0 and "SIGTERM: saved at epoch" in said
+    assert said.count("outlive Python: []") == 2
     from utils import checkpoint
 
     state = checkpoint.load(tmp_path / "run" / "last.pt")

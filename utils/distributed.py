@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+
+# Before any group exists: the default arguments of this module keep the group that they find, and its threads then
+# outlive Python and at times abort the process. PyTorch itself imports it, but later.
+import torch.distributed.nn.functional
 from torch import nn
 
 from utils.device import choose

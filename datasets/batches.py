@@ -100,9 +100,9 @@ class Batches:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Every row once, in the order given, as it is: for evaluation."""
-        size = self.batch_size
-        return self._gathered([self.rows[first : first + size] for first in range(0, len(self.rows), size)])
+        """Every row once, in the order given, as it is: for evaluation. Of several processes each has its part."""
+        batches = np.array_split(self.rows, -(-len(self.rows) // self.batch_size) or 1)
+        return self._gathered([rows[self._mine(len(rows))] for rows in batches if len(rows)])
 
     def _gathered(self, steps: list[np.ndarray]) -> Iterator[Batch]:
         with ThreadPoolExecutor(1) as pool:  # reads the next batch while the device works on this one

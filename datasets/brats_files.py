@@ -97,8 +97,6 @@ def find_cases(folder: Path) -> list[Source]:
     """All cases in or below `folder`, in natural order (volume_2 before volume_10), from one walk. Symbolic
     links are followed, hidden files and macOS leftovers skipped, other files ignored.
 
-    A patient is a case, except where names end with a time point (BraTS 2023).
-
     Raises FileNotFoundError if there is no folder or no case; ValueError if two files claim the same part of
     a case, or if the folder holds several layouts or namings.
     """
@@ -117,10 +115,16 @@ def find_cases(folder: Path) -> list[Source]:
                          f"({listing(kinds.values())}); give the folder of one")
     sources = []
     for (layout, convention, case), files in cases.items():
-        patient = TIME_POINT.sub(r"\1", case) if convention == "2023" else case
         in_order = {part: files[part] for part in sorted(files, key=_natural)}
-        sources.append(Source(case, patient, layout, convention, in_order))
+        sources.append(Source(case, _patient(case, layout, convention), layout, convention, in_order))
     return sorted(sources, key=lambda source: _natural(source.case))
+
+
+def _patient(case: str, layout: Layout, convention: str | None) -> str:
+    """Who a case shows: case names of BraTS 2023 end with a time point, and Kaggle's are numbers of BraTS 2020's."""
+    if layout == "hdf5":
+        return f"BraTS20_Training_{int(case.removeprefix('volume_')):03d}"
+    return TIME_POINT.sub(r"\1", case) if convention == "2023" else case
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, Part]]:

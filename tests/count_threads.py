@@ -6,12 +6,16 @@ Such a thread outlives Python, and aborts the process when it lets go of a tenso
 import atexit
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
 def say() -> None:
-    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
-    print("outlive Python:", sorted(name for name in names if "gloo" in name), file=sys.stderr)
+    names = []
+    for file in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has ended meanwhile
+            names.append(file.read_text().strip())
+    sys.stderr.write(f"outlive Python: {sorted(name for name in names if 'gloo' in name)}\n")  # in one piece
 
 
 atexit.register(say)

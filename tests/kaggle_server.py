@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             self.error(404)
 
     def do_GET(self) -> None:
-        kaggle, data = self.kaggle, self.kaggle.data
+        kaggle, data, stall = self.kaggle, self.kaggle.data, self.kaggle.stall
         wanted = self.headers.get("Range")
         kaggle.ranges.append(wanted)
         if wanted and kaggle.blob_status:
@@ -112,12 +112,12 @@ class Handler(BaseHTTPRequestHandler):
             kaggle.corrupt -= 1
             data = bytes(len(data))
         half = start + (len(data) - start) // 2
-        if kaggle.drops or kaggle.stall:
+        if kaggle.drops or stall:
             self.wfile.write(data[start:half])
             self.wfile.flush()
-            if kaggle.stall:
+            if stall:
                 self.rfile.read(1)  # returns when the client closes
-            kaggle.drops -= not kaggle.stall
+            kaggle.drops -= not stall
             self.close_connection = True
             return self.connection.shutdown(2)
         self.wfile.write(data[start:])

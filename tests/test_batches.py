@@ -71,3 +71,12 @@ def test_several_processes_see_the_batches_of_one(tmp_path: Path, size: int) -> 
         assert torch.equal(torch.cat([part for _, part in dealt]), targets)
     with pytest.raises(ValueError, match="raise --batch-size"):
         Batches(store, rows, 2, CPU, part=(0, 3))
+
+
+@pytest.mark.parametrize("count", [7, 23, 24, 25])
+def test_several_processes_evaluate_as_many_batches(tmp_path: Path, count: int) -> None:
+    store, rows = numbered(tmp_path, count), np.arange(count)[::-1]
+    whole = list(Batches(store, rows, 8, CPU))
+    parts = [list(Batches(store, rows, 8, CPU, part=(rank, 3))) for rank in range(3)]
+    for (_, targets), *dealt in zip(whole, *parts, strict=True):  # else one would wait for the others for ever
+        assert torch.equal(torch.cat([part for _, part in dealt]), targets)

@@ -139,7 +139,7 @@ def counting(sleep: float) -> timing.Loop:
 
 
 def test_cases_take_turns_in_processes_of_their_own() -> None:
-    cases = [timing.Case("quick", partial(counting, 0.01)), timing.Case("slow", partial(counting, 0.04))]
+    cases = [timing.Case("quick", partial(counting, 0.01)), timing.Case("slow", partial(counting, 0.2))]
     results = timing.side_by_side(cases, 2, 0.2)
     for result in results.values():
         assert len(result.turns) == 2 and result.parameters == 3

@@ -124,7 +124,7 @@ def test_hdf5(dtype: type, tmp_path: Path) -> None:
     np.testing.assert_array_equal(case.images, images)
     np.testing.assert_array_equal(case.labels, codes)
     np.testing.assert_array_equal(case.affine, [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
-    assert (case.case, case.patient) == ("volume_1", "volume_1")
+    assert (case.case, case.patient) == ("volume_1", "BraTS20_Training_001")
 
 
 def test_hdf5_slices_are_stacked_by_number_and_placed_by_it(tmp_path: Path) -> None:

@@ -392,8 +392,9 @@ def test_a_second_process_waits_for_the_first(
         second.start()
         second.join(0.2)
         assert second.is_alive()
-        write(target, slices())
-    second.join(10)
+        write(target.parent / "whole", slices())
+        (target.parent / "whole").rename(target)  # at once, wherever the other is
+    second.join(60)
     assert "left as it is: 5 slices" in capsys.readouterr().out and not server.secrets
 
 

@@ -58,7 +58,8 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 MinJobAge=300
 ReturnToService=2
-KillWait=3
+KillWait=30
+FirstJobId={first}
 GresTypes=gpu
 SwitchType=switch/none
 JobAcctGatherType=jobacct_gather/none
@@ -85,7 +86,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
     host = socket.gethostname().split(".")[0]
-    text = CONF.format(host=host, port=free_port(), node_port=free_port(), folder=folder)
+    text = CONF.format(host=host, port=free_port(), node_port=free_port(), folder=folder,
+                       first=random.SystemRandom().randrange(1, 50_000))  # the ports of its jobs are not another's
     (folder / "slurm.conf").write_text(text)
     gpus = [f"NodeName={host} Name=gpu File={device}\n" for device in ("/dev/null", "/dev/zero")]  # in name only
     (folder / "gres.conf").write_text("".join(gpus))
@@ -95,7 +97,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     try:
         for command in (munge, ["slurmctld", "-c"], ["slurmd"]):
             subprocess.run(command, env=environment, check=True)
-        for _ in range(100):
+        for _ in range(600):
             asked = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True)
             if "idle" in asked.stdout:
                 break
@@ -103,11 +105,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         else:
             pytest.fail((folder / "slurmctld.log").read_text()[-2000:])
         yield environment
-        subprocess.run(["scancel", "--user=root"], env=environment, check=False)
     finally:
         for name in ("slurmd.pid", "slurmctld.pid", "munge/pid"):
             if (folder / name).exists():
                 subprocess.run(["kill", (folder / name).read_text().strip()], check=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(cluster: dict[str, str]) -> Iterator[None]:
+    """A test that fails leaves no job behind that the next would wait for."""
+    yield
+    subprocess.run(["scancel", "--user=root"], env=cluster, check=False)
+    until = time.time() + 60
+    while subprocess.run(["squeue", "-h"], env=cluster, capture_output=True).stdout and time.time() < until:
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +167,7 @@ def state_of(cluster: dict[str, str], job: str) -> str:
     return found[1] if found else ""
 
 
-def wait_for(cluster: dict[str, str], clone: Path, job: str, seconds: float = 240) -> str:
+def wait_for(cluster: dict[str, str], clone: Path, job: str, seconds: float = 900) -> str:
     """The state in which a job ended."""
     until = time.time() + seconds
     while time.time() < until:
@@ -240,16 +251,14 @@ def test_a_job_survives_ten_hard_kills(
     for number in range(10):
         before = epochs(folder)
         job = submit(cluster, clone, cases, "killed", "--epochs", "80", "--save-every", "0")
-        until = time.time() + 180
+        until = time.time() + 600
         while epochs(folder) <= before and number % 3:  # every third kill may come before there is any progress
             assert time.time() < until and state_of(cluster, job) in ALIVE, log(clone, job)
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 0.3) if number % 3 else rng.uniform(0, 6))
-        if number % 2:
-            listed = subprocess.run(["scontrol", "listpids", job], env=cluster, capture_output=True, text=True).stdout
-            subprocess.run(["kill", "-KILL", *re.findall(r"^(\d+)", listed, re.MULTILINE)], check=False)
-        else:
-            subprocess.run(["pkill", "-KILL", "-f", "unet_training.py.*--name killed"], check=False)
+        while not kill(cluster, job, cases, whole=number % 2 == 1):  # it may not have begun
+            assert time.time() < until and state_of(cluster, job) in ALIVE, log(clone, job)
+            time.sleep(0.05)
         wait_for(cluster, clone, job)
         if (folder / "results.md").exists():
             break  # the last kill came too late
@@ -257,6 +266,18 @@ def test_a_job_survives_ten_hard_kills(
     assert wait_for(cluster, clone, job) == "COMPLETED", log(clone, job)
     assert number == 9 and same(weights(clone, "killed"), long)
     assert not list(folder.glob("*.part"))
+
+
+def kill(cluster: dict[str, str], job: str, cases: Path, whole: bool) -> bool:
+    """SIGKILL the training of a job, or the whole job; false where there was nothing to kill."""
+    if not whole:
+        command = ["pkill", "-KILL", "-f", f"unet_training.py.*--data {cases} .*--name killed"]
+        return subprocess.run(command).returncode == 0
+    listed = subprocess.run(["scontrol", "listpids", job], env=cluster, capture_output=True, text=True).stdout
+    pids = re.findall(r"^(\d+)", listed, re.MULTILINE)
+    if pids:
+        subprocess.run(["kill", "-KILL", *pids], check=False)  # some may have ended meanwhile
+    return bool(pids)
 
 
 def test_a_cancelled_job_saves_and_stays_cancelled(cluster: dict[str, str], clone: Path, cases: Path) -> None:
@@ -274,7 +295,7 @@ def test_a_job_without_progress_is_not_requeued_for_ever(cluster: dict[str, str]
     job = submit(cluster, clone, cases, "stuck", "--epochs", "2000")
     started = clone / "runs" / "slurm" / f"{job}.run"
     for _ in range(2):  # each time before its first step
-        until = time.time() + 180
+        until = time.time() + 600
         while not started.exists():
             assert time.time() < until, log(clone, job)
             time.sleep(0.02)
@@ -291,13 +312,17 @@ def epochs(folder: Path) -> int:
 
 
 def test_of_two_jobs_with_one_name_the_second_refuses(
-    cluster: dict[str, str], clone: Path, cases: Path, long: dict[str, torch.Tensor]
+    cluster: dict[str, str], clone: Path, cases: Path
 ) -> None:
-    first = submit(cluster, clone, cases, "twice", "--epochs", "80")
+    first = submit(cluster, clone, cases, "twice", "--epochs", "2000")
     until_trained(cluster, clone, first, "twice")
-    second = submit(cluster, clone, cases, "twice", "--epochs", "80")
+    second = submit(cluster, clone, cases, "twice", "--epochs", "2000")
     assert wait_for(cluster, clone, second) == "FAILED" and "is still going on" in log(clone, second)
-    assert wait_for(cluster, clone, first) == "COMPLETED" and same(weights(clone, "twice"), long)
+    before = epochs(clone / "runs" / "twice")
+    until = time.time() + 600
+    while epochs(clone / "runs" / "twice") <= before:  # the first goes on, undisturbed
+        assert time.time() < until and state_of(cluster, first) == "RUNNING", log(clone, first)
+        time.sleep(0.1)
 
 
 def test_an_array_of_folds_ends_in_one_table_that_names_what_is_missing(

@@ -16,7 +16,7 @@ def test_the_conda_environment_installs_what_pyproject_lists() -> None:
     assert environment["name"] == "pytorch"
     python, pip, installed = environment["dependencies"]
     assert python == f"python{project['requires-python']}" and pip == "pip"
-    assert installed == {"pip": ["--editable ."]}  # one list of dependencies, and this is not it
+    assert installed == {"pip": ["--editable .[dev]"]}  # one list of dependencies, and this is not it
 
 
 def test_what_is_imported_is_what_is_listed() -> None:

@@ -80,7 +80,7 @@ def test_expected_rows_are_fetched_and_no_others(tmp_path: Path) -> None:
     if in_memory(path).any():
         pytest.skip("this file system lives in memory")
     built.expect(np.array([39, 7]))
-    for _ in range(100):
+    for _ in range(1500):
         time.sleep(0.02)
         held = np.flatnonzero(in_memory(path))
         if len(held) >= 34:
@@ -204,7 +204,11 @@ def test_hdf5_and_nifti_of_a_patient_give_the_same_store(tmp_path: Path) -> None
     one, other = (slices.open_slices(tmp_path / layout, tmp_path / "cache") for layout in ("hdf5", "nifti"))
     np.testing.assert_array_equal(one.images, other.images)
     np.testing.assert_array_equal(one.targets, other.targets)
-    assert one.fingerprint == other.fingerprint and one.info == other.info
+    assert set(one.index.pop("patient")) == {"BraTS20_Training_003"}  # whom Kaggle's third volume shows
+    assert set(other.index.pop("patient")) == {"volume_3"}
+    for name, column in one.index.items():
+        np.testing.assert_array_equal(column, other.index[name])
+    assert [{**row, "patient": ""} for row in one.info] == [{**row, "patient": ""} for row in other.info]
     assert set(np.unique(one.targets)) <= {0, 1, 2, 3} and (one.targets > 0).sum() == (labels > 0).sum()
 
 

@@ -1,5 +1,6 @@
 """The training loop: exact resume after any end, averages and schedules against hand-made ones, a stop on NaN."""
 
+import csv
 import multiprocessing
 import os
 import random
@@ -100,6 +101,21 @@ def test_a_signal_saves_at_the_next_step(tmp_path: Path, number: signal.Signals)
     assert same(resumed, fit(network(), Numbers(), nn.MSELoss(), recipe, tmp_path / "whole"))
 
 
+def test_a_signal_ends_a_long_validation_and_saves(tmp_path: Path) -> None:
+    recipe = Recipe(epochs=4, lr=1e-2, ema=0.9)
+
+    def long(averaged: nn.Module) -> dict[str, float]:
+        signal.raise_signal(signal.SIGUSR1)
+        raise AssertionError("went on")
+
+    with pytest.raises(Interrupted, match="SIGUSR1: saved at epoch 1, before its validation"):
+        fit(network(), Numbers(), nn.MSELoss(), recipe, tmp_path, long)
+    resumed = fit(network(), Numbers(), nn.MSELoss(), recipe, tmp_path, lambda averaged: {"dice_mean": 0.5})
+    assert same(resumed, fit(network(), Numbers(), nn.MSELoss(), recipe, tmp_path / "whole"))
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert [row["dice_mean"] for row in rows] == ["0.5"] * 4
+
+
 def test_a_second_ctrl_c_stops_at_once() -> None:
     with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
@@ -146,6 +162,11 @@ def test_accumulated_parts_are_one_batch(tmp_path: Path) -> None:
     parts = fit(model(), Numbers(), nn.MSELoss(), Recipe(epochs=2, accumulate=3), tmp_path / "parts")
     for one, other in zip(weights(whole), weights(parts), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_too_small_for_its_parts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--accumulate is 9, and a batch may have 4 samples"):
+        fit(network(), Numbers(), nn.MSELoss(), Recipe(epochs=1, accumulate=9), tmp_path)
 
 
 def test_the_learning_rate_is_torchs_warm_up_and_cosine() -> None:
@@ -216,9 +237,9 @@ def hold(folder: Path, ready: object) -> None:
 def test_a_run_folder_is_held_by_one_process_and_not_by_a_dead_one(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    process = context.Process(target=hold, args=(tmp_path, ready))
+    process = context.Process(target=hold, args=(tmp_path, ready), daemon=True)
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(600)
     with pytest.raises(ValueError, match="still going on"), checkpoint.locked(tmp_path):
         pass
     process.kill()

@@ -24,7 +24,8 @@ class Options:
     """Test on this fold of the patients, counted from 0."""
     folds: int = 5
     val: float = 0.15
-    """Share of the patients (of those that are not tested on) to watch the training on; may be 0."""
+    """Share of the patients to watch the training on; may be 0. In a fold: of those that are not tested on; of images:
+    one part in n, the n nearest."""
 
     epochs: int
     batch_size: int

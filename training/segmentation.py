@@ -56,7 +56,7 @@ def train(options: UNetOptions, model: nn.Module, store: Store, split: Split, de
         resident=True, part=part,
     )  # fmt: skip
     mixed = np.random.default_rng(0).permutation(split.rows(store, "val"))  # so that each batch shows some tumour
-    watched = Batches(store, mixed[part[0] :: part[1]], options.batch_size, device)
+    watched = Batches(store, mixed, options.batch_size, device, part=part)
     number = precision(options, device)
     criterion = LOSSES[options.loss]()
     recipe = Recipe(

@@ -154,6 +154,13 @@ def seen(options: Options, store: Store, split: Split) -> list[str]:
     return sorted({*names(store, split.unit, rows), *before})
 
 
+def by_name(header: Mapping[str, Any], store: Store) -> str:
+    """What to say where weights and data have no name in common; empty where they have."""
+    if seen_by(header, store).any():
+        return ""
+    return " (by name: other releases have the same patients under other names)"
+
+
 def refuse_overlap(options: Options, split: Split, store: Store) -> None:
     """Raises ValueError where the weights to start from have seen what this split tests on."""
     if not options.init:
@@ -179,6 +186,9 @@ def finish(options: Options, task: Task, model: nn.Module, store: Store, split: 
         return
     made = ", ".join(f"{name} {value}" for name, value in options.architecture.items())
     title = f"{options.model}, {made}, {options.epochs} epochs, {split.about}"
+    if options.init:
+        title += f", from {options.init}, which has not seen whom it is tested on"
+        title += by_name(models.read_header(options.init), store)
     text, scores = task.report(options, title, model, store, rows, header, measured)
     with (folder / "history.csv").open() as file:
         history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
@@ -208,8 +218,7 @@ def evaluate(options: Options, task: Task) -> None:
         if distributed.rank() > 0:
             return
         title = f"{options.evaluate} ({model.header['split']['about']}) on what it has not seen of {options.data}"
-        if len(rows) == len(store):
-            title += " (by name: other releases have the same patients under other names)"
+        title += by_name(model.header, store)
         with checkpoint.locked(folder):
             text, _ = task.report(options, title, model, store, rows, model.header, measured)
             write_text(folder / RESULTS, text)

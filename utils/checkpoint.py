@@ -17,7 +17,7 @@ from utils.files import replacing, sync
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint; the one that stood at `path` becomes `<name>.previous`.
+    """Write a checkpoint; the one that stood at `path` becomes `<stem>.previous<suffix>`.
 
     Raises:
         OSError: no space left, say. What stood there before is untouched, and no temporary file remains.
@@ -43,7 +43,7 @@ def load(path: Path) -> dict[str, Any] | None:
         try:
             return torch.load(candidate, map_location="cpu", weights_only=True)
         except Exception as error:  # damage shows as RuntimeError, EOFError, UnpicklingError, OSError and others
-            warnings.warn(f"{candidate} is damaged ({type(error).__name__}): taking the one before", stacklevel=2)
+            warnings.warn(f"{candidate} is damaged ({type(error).__name__}) and left out", stacklevel=2)
     if found:
         raise ValueError(f"no checkpoint in {path.parent} can be read: remove that folder to start anew")
     return None

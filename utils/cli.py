@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from utils.files import write_text
-from utils.signals import Interrupted
+from utils.signals import Interrupted, StopRequest
 
 
 class HasFolder(Protocol):
@@ -86,8 +86,11 @@ def _stop_politely() -> None:
     """SIGTERM and SIGUSR1 end a script as Ctrl-C does, with its clean-up; the training loop saves first."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(f"stopped by {signal.Signals(number).name}")
+        if not StopRequest.leaving:  # else a second signal would disturb the clean-up
+            StopRequest.leaving = True
+            raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
+    StopRequest.leaving = False
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGUSR1"):  # Windows lacks the second
             if hasattr(signal, name):

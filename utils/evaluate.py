@@ -40,20 +40,17 @@ def validate(
 ) -> dict[str, float]:
     """The seven metrics of each class and their mean from counts over all slices, and the loss, as one flat row.
 
-    Of several processes each is given its own batches, and gets the row of all of them.
+    Of several processes each is given its part of each batch, and gets the row of all of them.
     """
     model.eval()
-    counts: torch.Tensor | int = 0
-    loss: torch.Tensor | float = 0.0
-    samples = 0
+    counts, losses, sizes = [], [], []
     for images, labels in batches:
         logits = predict(model, images, precision)
-        counts = counts + metrics.count(metrics.to_labels(logits), labels, len(classes))
-        loss = loss + criterion(logits, labels) * len(images)
-        samples += len(images)
-    assert isinstance(counts, torch.Tensor) and isinstance(loss, torch.Tensor)
-    seen = total(torch.stack([loss, torch.tensor(float(samples), device=loss.device)]))
-    return {"val_loss": float(seen[0] / seen[1])} | metrics.row(total(counts), classes)
+        counts.append(metrics.count(metrics.to_labels(logits), labels, len(classes)))
+        losses.append(criterion(logits, labels) * len(images))
+        sizes.append(torch.full_like(losses[-1], len(images)))
+    loss = total(torch.stack(losses).sum()) / total(torch.stack(sizes).sum())
+    return {"val_loss": float(loss)} | metrics.row(total(torch.stack(counts).sum(dim=0)), classes)
 
 
 def count_all(model: nn.Module, batches: Iterable[Batch], classes: int, precision: str = "fp32") -> torch.Tensor:

@@ -99,7 +99,7 @@ class Run:
         progress = (self.epoch * self.steps + self.step + 1) / (self.recipe.epochs * self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * self.recipe.factor(progress)
-        parts = self.recipe.accumulate if len(images) >= self.recipe.accumulate else 1
+        parts = self.recipe.accumulate
         for image, target in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
             with autocast(self.device, self.recipe.precision):
                 logits = self.network(image.contiguous(memory_format=torch.channels_last))
@@ -170,8 +170,11 @@ def fit(
     Raises:
         Interrupted: a signal came; everything is saved, and the same call goes on.
         FloatingPointError: the loss is not finite; names epoch, step and samples.
-        ValueError: `folder` holds a run of another model or data.
+        ValueError: `folder` holds a run of another model or data; a batch has too few samples for the recipe.
     """
+    smallest = min(map(len, data.steps(0))) // distributed.size()  # of any process, which must make as many parts
+    if recipe.accumulate > smallest:
+        raise ValueError(f"--accumulate is {recipe.accumulate}, and a batch may have {smallest} samples: lower it")
     run = Run(distributed.synchronised(model, next(model.parameters()).device), recipe, len(data))
     if prepare is not None:
         prepare(run)
@@ -183,14 +186,14 @@ def fit(
             waited = train_one_epoch(run, data, criterion, journal, stop, names)
             row = {"epoch": run.epoch + 1, "loss": run.losses.mean().item(), "lr": run.optimizer.param_groups[0]["lr"],
                    "seconds": round(time.perf_counter() - start, 1), "waiting": round(waited, 4)}  # fmt: skip
-            row |= validate(run.average.model) if validate is not None else {}
+            row |= validated(run, validate, journal, stop) if validate is not None else {}
             run.history.append(row)
             run.epoch, run.step = run.epoch + 1, 0
             run.losses.zero_()
             better = row.get(score, -math.inf) > run.best
             run.best = row[score] if better else run.best
             journal.end_epoch(run.state_dict(), better)
-        if distributed.anywhere(bool(stop)):  # in the last validation
+        if distributed.anywhere(bool(stop)):  # after the last step
             raise Interrupted(f"{stop.received or 'stopped'}: saved at the end of epoch {run.epoch}")
     return run.average.model
 
@@ -227,6 +230,23 @@ def train_one_epoch(
             )
         asked = time.perf_counter()
     return waited / max(time.perf_counter() - began, 1e-9)
+
+
+def validated(
+    run: Run, validate: Callable[[nn.Module], dict[str, float]], journal: Journal, stop: StopRequest
+) -> dict[str, float]:
+    """The numbers of validation, which may take longer than a signal leaves time for: a signal ends it, and saves.
+
+    Not so among several processes, which work together: there the signal is noticed at the next step.
+    """
+    if distributed.size() > 1:
+        return validate(run.average.model)
+    try:
+        with stop.at_once():
+            return validate(run.average.model)
+    except Interrupted as signal:
+        journal.save(run.state_dict())
+        raise Interrupted(f"{signal}: saved at epoch {run.epoch + 1}, before its validation") from None
 
 
 def check_finite(run: Run, data: Data, names: Callable[[np.ndarray], str]) -> None:

@@ -23,6 +23,7 @@ from datasets.augment import Augmentation
 from datasets.batches import Batches
 from datasets.brats import MODALITIES
 from datasets.slices import open_slices
+from datasets.splits import tumour_voxels
 from datasets.store import Store
 from training.options import ROOT, UNetOptions
 from utils import cli, explain, explain_plots
@@ -42,7 +43,7 @@ PAUSE = 700  # milliseconds a frame; the last one stays four times as long
 def frames(store: Store, epochs: int) -> list["Image"]:
     """Train on all patients but the last, and draw the gates on that one before the first and after each epoch."""
     last = store.info[-1]["case"]
-    tumour = store.index["ncr"] + store.index["ed"] + store.index["et"]
+    tumour = tumour_voxels(store)
     shown = int(np.argmax(np.where(store.index["case"] == last, tumour, -1)))
     rows = np.flatnonzero((store.index["case"] != last) & (tumour > 0))[::2]
 

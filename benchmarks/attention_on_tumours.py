@@ -33,6 +33,7 @@ from tqdm import tqdm
 import models
 from datasets.batches import Batches
 from datasets.brats import MODALITIES
+from datasets.splits import tumour_voxels
 from datasets.store import Store
 from models.unet import LEVELS, pad
 from training.options import ROOT, UNetOptions
@@ -113,7 +114,7 @@ def open_unseen(weights: str, options: Options) -> tuple[nn.Module, Store, np.nd
     """
     model = models.load(weights)
     store = open_data(UNetOptions(data=options.data, cache=options.cache), model.header["preprocessing"])
-    tumour = store.index["ncr"] + store.index["ed"] + store.index["et"]
+    tumour = tumour_voxels(store)
     rows = np.flatnonzero((tumour > 0) & ~seen_by(model.header, store))
     if not rows.size:
         raise ValueError(f"{weights} has seen all patients in {options.data}: take other weights or other data")

@@ -9,7 +9,7 @@ from torch import nn
 import models
 from benchmarks import peers
 from datasets.batches import Batches
-from datasets.splits import Split
+from datasets.splits import Split, tumour_voxels
 from datasets.store import Store
 from training import segmentation, stages
 from training.options import UNetOptions
@@ -37,7 +37,7 @@ def run(method: str, options: UNetOptions) -> None:
     with checkpoint.locked(options.folder):
         split = stages.open_split(options, segmentation, store, options.folder / "split.json")
         cli.keep(options, options.folder, (*stages.FREE, "methods"))
-        split.save(options.folder / "split.json")
+        write_text(options.folder / "split.json", split.text)
         torch.manual_seed(options.seed)
         model = train(method, options, store, split, device)
         size = sum(weight.numel() for weight in model.parameters())
@@ -109,7 +109,7 @@ def predecessor(
     """ClassicUNet, trained as described in `segmentation_references.py`."""
     model = models.build("classic_unet", n_filters=options.n_filters).to(device)
     rows = split.rows(store, "train")
-    empty = (store.index["ncr"] + store.index["ed"] + store.index["et"])[rows] == 0
+    empty = tumour_voxels(store)[rows] == 0
     data = Batches(store, rows, options.batch_size, device, options.seed, empty, options.tumour_free)
 
     def with_adam(run: Run) -> None:

@@ -55,6 +55,7 @@ def prepared(job: "Job") -> tuple[Any, Any, Any, "np.ndarray", "np.ndarray"]:
     import numpy as np
 
     from benchmarks.pipeline import open_store
+    from datasets.splits import tumour_voxels
     from training import classification, segmentation
 
     setting, options = job
@@ -63,7 +64,7 @@ def prepared(job: "Job") -> tuple[Any, Any, Any, "np.ndarray", "np.ndarray"]:
     split = task.make_split(options, store)
     train, watched = (split.rows(store, part) for part in ("train", "val"))
     if setting.segmentation:
-        tumour = np.flatnonzero(store.index["ncr"] + store.index["ed"] + store.index["et"])
+        tumour = np.flatnonzero(tumour_voxels(store))
         train = np.intersect1d(train, tumour)
     return task, store, split, train, watched
 

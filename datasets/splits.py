@@ -49,11 +49,10 @@ class Split:
         """The rows of the store that belong to a part, in the store's order."""
         return np.flatnonzero(np.isin(members(store, self.unit), getattr(self, part)))
 
-    def save(self, path: Path) -> None:
-        """Write the split, whole or not at all."""
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(asdict(self), indent=1))
-        temporary.replace(path)
+    @property
+    def text(self) -> str:
+        """What `load` reads, JSON."""
+        return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def load(cls, path: Path) -> "Split":
@@ -75,9 +74,14 @@ def members(store: Store, unit: Unit) -> np.ndarray:
     return np.array([f"{c}:{z}" for c, z in zip(store.index["case"], store.index["slice"], strict=True)])
 
 
+def tumour_voxels(store: Store) -> np.ndarray:
+    """Tumour voxels of each slice (N,)."""
+    return store.index["ncr"] + store.index["ed"] + store.index["et"]
+
+
 def tumour_sizes(store: Store) -> dict[str, int]:
     """Tumour voxels of each patient."""
-    voxels = store.index["ncr"] + store.index["ed"] + store.index["et"]
+    voxels = tumour_voxels(store)
     patients, which = np.unique(store.index["patient"].astype(str), return_inverse=True)
     return dict(zip(patients.tolist(), np.bincount(which, voxels).astype(int).tolist(), strict=True))
 

@@ -139,6 +139,8 @@ def test_evaluate_takes_only_patients_that_were_not_trained_on(
         shutil.copytree(options.data / patient, only_trained / patient)
     with pytest.raises(ValueError, match="trained on all of"):
         stages.evaluate(replace(asked, data=only_trained), segmentation)
+    with pytest.raises(ValueError, match=r"was started with data .* choose another --name"):
+        stages.evaluate(replace(asked, data=shutil.copytree(options.data, tmp_path / "copy")), segmentation)
 
 
 def test_the_leaky_split_is_labelled_wherever_its_numbers_stand(options: UNetOptions) -> None:

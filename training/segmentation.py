@@ -49,7 +49,7 @@ def train(options: UNetOptions, model: nn.Module, store: Store, split: Split, de
     """Fit a model on the training part; the averaged model of the last epoch."""
     folder = options.folder
     rows = split.rows(store, "train")
-    empty = (store.index["ncr"] + store.index["ed"] + store.index["et"])[rows] == 0
+    empty = splits.tumour_voxels(store)[rows] == 0
     part = distributed.rank(), distributed.size()
     data = Batches(
         store, rows, options.batch_size, device, options.seed, empty, options.tumour_free, Augmentation(),

@@ -80,7 +80,7 @@ def run(options: Options, task: Task) -> None:
             refuse_overlap(options, split, store)
             if first:
                 cli.keep(options, folder, FREE)  # all that the user gave is good: from here on the folder is a run
-                split.save(folder / "split.json")
+                write_text(folder / "split.json", split.text)
             if (folder / RESULTS).exists():
                 say(f"{folder} is finished (remove it to train again):\n\n{(folder / RESULTS).read_text()}")
                 return
@@ -214,6 +214,8 @@ def evaluate(options: Options, task: Task) -> None:
         rows = np.flatnonzero(~seen_by(model.header, store))
         if not len(rows):
             raise ValueError(f"{options.evaluate} was trained on all of {options.data}: there is nothing to test on")
+        if distributed.rank() == 0:
+            cli.keep(options, folder, tuple(name for name in FREE if name != "data"))  # not over another evaluation
         measured = task.measure(options, model, store, rows, model.header)
         if distributed.rank() > 0:
             return

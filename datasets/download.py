@@ -116,11 +116,12 @@ def fetch(dataset: DataSet, target: Path) -> None:
     place = target.resolve()  # it may be a link to a larger disk
     work = place.with_name(f".{place.name}.download")
     archive, unpacked = work / f"{dataset.slug.partition('/')[2]}.zip", work / "unpacked"
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / "lock"):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_name(f".{place.name}.lock")):  # it stays: others may be waiting for it
+        try:
             if _there(dataset, target):  # another process was quicker
                 return
+            work.mkdir(exist_ok=True)
             fetched = archive.stat().st_size if archive.exists() else 0
             require_space(place.parent, max(0, dataset.archive - fetched) + dataset.unpacked, f"fetch {dataset.slug}")
             contents = _download_and_unpack(dataset, archive, unpacked)
@@ -131,10 +132,10 @@ def fetch(dataset: DataSet, target: Path) -> None:
             unpacked.rename(place)
             archive.unlink()
             print(f"{target}: {contents}")
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
-        if not archive.exists():
-            shutil.rmtree(work, ignore_errors=True)
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)
+            if not archive.exists():
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _there(dataset: DataSet, target: Path) -> bool:

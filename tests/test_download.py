@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ import pytest
 from filelock import FileLock
 
 from datasets import archives, download
+from tests.conftest import left
 from tests.kaggle_server import KaggleServer
 from utils import cli
 
@@ -59,8 +61,9 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file below a folder, hidden ones too; locks do not count."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -203,7 +206,7 @@ def test_an_archive_that_is_corrupt_twice_is_given_up(
     with pytest.raises(ValueError, match=r"damaged twice and was removed: .* by hand"):
         download.fetch(small, target)
     assert server.ranges == [None, None]
-    assert not list(target.parent.iterdir())
+    assert not left(target.parent)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +228,7 @@ def test_what_kaggle_refuses_is_one_sentence_with_the_remedy(
     assert stop.value.code == cli.BAD_INPUT
     said = capfd.readouterr()
     assert said.err.startswith("error: ") and remedy in said.err and str(status) in said.err
-    assert said.err.count("\n") == 1 and not said.out and not list(target.parent.iterdir())
+    assert said.err.count("\n") == 1 and not said.out and not left(target.parent)
 
 
 @pytest.mark.usefixtures("no_key")
@@ -235,7 +238,7 @@ def test_without_credentials_every_accepted_form_is_named(small: download.DataSe
     for form in ("KAGGLE_API_TOKEN", "~/.kaggle/access_token", "KAGGLE_USERNAME + KAGGLE_KEY", "~/.kaggle/kaggle.json",
                  "kaggle auth login"):  # fmt: skip
         assert form in str(error.value)
-    assert not list(target.parent.iterdir())
+    assert not left(target.parent)
 
 
 @pytest.mark.usefixtures("no_key")
@@ -277,7 +280,7 @@ def test_no_network(server: KaggleServer, small: download.DataSet, target: Path)
     server.http.server_close()  # nobody listens there now
     with pytest.raises(OSError, match=r"connection to Kaggle fails.*check network and proxy"):
         download.fetch(small, target)
-    assert not list(target.parent.iterdir())
+    assert not left(target.parent)
 
 
 def test_a_small_disk_is_noticed_before_anything_is_fetched(
@@ -286,7 +289,7 @@ def test_a_small_disk_is_noticed_before_anything_is_fetched(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=21_900_000_000))
     with pytest.raises(OSError, match=r"22\.0 GB are needed .* 21\.9 GB: free some"):
         download.fetch(download.SEGMENTATION, target)
-    assert not server.secrets and not list(target.parent.iterdir())
+    assert not server.secrets and not left(target.parent)
 
 
 def test_an_archive_larger_than_foreseen_stays_for_when_there_is_room(
@@ -379,16 +382,15 @@ def test_a_folder_that_is_a_link_to_another_disk_is_filled(
     target.symlink_to(disk)
     download.fetch(small, target)
     assert target.is_symlink() and tree(disk) == slices() | {".keep": b""}
-    assert [path.name for path in disk.parent.iterdir()] == ["brats"]
+    assert left(disk.parent) == ["brats"]
 
 
 def test_a_second_process_waits_for_the_first(
     server: KaggleServer, small: download.DataSet, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     second = threading.Thread(target=download.fetch, args=(small, target))
-    work = target.parent / ".segmentation.download"
-    work.mkdir(parents=True)
-    with FileLock(work / "lock"):
+    target.parent.mkdir()
+    with FileLock(target.parent / ".segmentation.lock"):
         second.start()
         second.join(0.2)
         assert second.is_alive()
@@ -398,11 +400,31 @@ def test_a_second_process_waits_for_the_first(
     assert "left as it is: 5 slices" in capsys.readouterr().out and not server.secrets
 
 
+def test_of_two_that_start_together_one_fetches(server: KaggleServer, small: download.DataSet, target: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(download.fetch, [small] * 2, [target] * 2)) == [None, None]
+    assert server.ranges == [None] and tree(target.parent).keys() == {f"segmentation/{name}" for name in slices()}
+
+
+def test_one_that_is_stopped_while_it_waits_leaves_the_files_of_the_other_alone(
+    small: download.DataSet, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(lock: FileLock) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileLock, "acquire", stop)
+    unpacked = target.parent / ".segmentation.download" / "unpacked"
+    write(unpacked, slices())
+    with pytest.raises(KeyboardInterrupt):
+        download.fetch(small, target)
+    assert tree(unpacked) == slices()
+
+
 def test_an_archive_of_something_else_is_said_so(server: KaggleServer, small: download.DataSet, target: Path) -> None:
     server.data = zipped({"readme.txt": b"moved"})
     with pytest.raises(ValueError, match="holds no slices any more: see https://"):
         download.fetch(small, target)
-    assert not list(target.parent.iterdir())
+    assert not left(target.parent)
 
 
 @pytest.mark.real_data

@@ -209,23 +209,18 @@ def _in_one_sentence(dataset: DataSet) -> Iterator[None]:
 
 def main(what: Literal["classification", "segmentation", "all"] = "all", /) -> None:
     """Fetch what is not there yet; the images for classification are cropped, too."""
-    from utils.signals import Interrupted
+    if what != "segmentation":
+        source = ROOT / CLASSIFICATION.name
+        fetch(CLASSIFICATION, source)
+        from datasets.preprocessing import preprocess_folder
 
-    try:
-        if what != "segmentation":
-            source = ROOT / CLASSIFICATION.name
-            fetch(CLASSIFICATION, source)
-            from datasets.preprocessing import preprocess_folder
-
-            for sentence in preprocess_folder(source, source / "preprocessed"):
-                print(sentence)
-        if what != "classification":
-            fetch(SEGMENTATION, ROOT / SEGMENTATION.name)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped") from None
+        for sentence in preprocess_folder(source, source / "preprocessed"):
+            print(sentence)
+    if what != "classification":
+        fetch(SEGMENTATION, ROOT / SEGMENTATION.name)
 
 
 if __name__ == "__main__":
     from utils import cli
 
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, resumes=True)

@@ -118,4 +118,4 @@ def main(source: Path = ROOT / "classification", target: Path | None = None, /) 
 if __name__ == "__main__":
     from utils import cli
 
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, resumes=True)

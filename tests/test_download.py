@@ -444,7 +444,7 @@ from datasets import download
 from utils import cli
 download.ROOT = Path({root!r})
 download.SEGMENTATION = replace(download.SEGMENTATION, archive=0, unpacked=0)
-cli.run(download.main, None)
+cli.run(download.main, None, resumes=True)
 """
 
 
@@ -468,7 +468,7 @@ def test_ctrl_c_stops_with_75_and_the_same_command_goes_on(tmp_path: Path) -> No
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=30)
         assert process.returncode == cli.INTERRUPTED, errors
-        assert "the same command goes on from there" in errors and "Traceback" not in errors
+        assert "stopped; the same command goes on" in errors and "Traceback" not in errors
         assert not (tmp_path / "segmentation").exists() and KEY not in out + errors
         (partial,) = tmp_path.rglob("*.zip")
         server.stall = False

@@ -1,6 +1,7 @@
 """Classifying images: seen as in training, whatever the file, and what is said of bad input."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,22 @@ def test_a_bad_image_does_not_stop_the_others(
     line = next(line for line in captured.out.splitlines() if line.startswith(str(scan)))
     assert line.split()[1:] == [row["prediction"], *(f"{float(row[name]):.3f}" for name in CLASSES)]
     assert run(str(scan.parent / "sc*.png"), weights=(weights,), out=out) == 0
+
+
+class Stopping(predict_images.Classifier):
+    """Somebody presses Ctrl-C when a black image is shown."""
+
+    def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        if not np.any(images):
+            raise KeyboardInterrupt
+        return super().probabilities(images)
+
+
+def test_what_was_found_before_a_stop_is_kept(scan: Path, tmp_path: Path) -> None:
+    Pillow.fromarray(np.zeros((80, 80), np.uint8)).save(scan.with_name("z.png"))
+    with pytest.raises(KeyboardInterrupt):
+        predict_images.run([scan.parent], Stopping([Projection()], CPU, batch_size=1), tmp_path)
+    assert [row["file"] for row in rows(tmp_path)] == [str(scan)]
 
 
 def test_bad_input_is_one_sentence(scan: Path, weights: Path, tmp_path: Path) -> None:

@@ -212,6 +212,24 @@ def test_volumes_scores_and_picture(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert (np.abs(pixels.astype(int) - colour).max(axis=1) < 3).sum() > 50
 
 
+class Stopping(predict_scans.Segmenter):
+    """Somebody presses Ctrl-C at the second case."""
+
+    def __call__(self, case: brats.Case) -> np.ndarray:
+        if case.case == "b":
+            raise KeyboardInterrupt
+        return super().__call__(case)
+
+
+def test_what_was_found_before_a_stop_is_kept(tmp_path: Path) -> None:
+    for name in "abc":
+        write(tmp_path / "in", name)
+    with pytest.raises(KeyboardInterrupt):
+        predict_scans.run([tmp_path / "in"], Stopping([Threshold()], CPU, 8), tmp_path)
+    for table in ("volumes.csv", "scores.csv"):
+        assert [row["case"] for row in csv.DictReader((tmp_path / table).open())] == ["a"]
+
+
 def test_nothing_marked_is_said_loudly(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict_scans.run([case], segmenter(Threshold(least=9)), tmp_path) == []
     assert "a: NOTHING MARKED" in capsys.readouterr().out

@@ -40,7 +40,7 @@ def main(function: Callable[[Options], None], kind: type[Options], description: 
     """
     import tyro
 
-    with exits():
+    with exits(resumes=True):
         options = tyro.cli(kind, description=description)
         if (saved := options.folder / SAVED).exists():
             options = tyro.cli(kind, description=description, default=load(kind, saved))
@@ -48,26 +48,32 @@ def main(function: Callable[[Options], None], kind: type[Options], description: 
         function(options)
 
 
-def run(function: Callable[..., None], description: str | None) -> None:
-    """The command line of a script without a run: the function's own arguments. Exits like `main`."""
+def run(function: Callable[..., None], description: str | None, resumes: bool = False) -> None:
+    """The command line of a script without a run: the function's own arguments. Exits like `main`.
+
+    Args:
+        resumes: the same command goes on where it was stopped.
+    """
     import tyro
 
-    with exits():
+    with exits(resumes):
         tyro.cli(function, description=description)
 
 
 @contextmanager
-def exits() -> Iterator[None]:
-    """Turn what stops a script into one sentence and an exit code."""
+def exits(resumes: bool = False) -> Iterator[None]:
+    """Turn what stops a script into one sentence and an exit code; `resumes` as in `run`."""
+    stays = "what has been written stays"
     _stop_politely()
     try:
         yield
     except Interrupted as stop:
         _tell("CONTINUE_MARK", str(stop))
-        print(f"{stop}; the same command goes on from there", file=sys.stderr)
+        print(f"{stop}; {'the same command goes on from there' if resumes else stays}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from where it was saved, if it was", file=sys.stderr)
+        then = "the same command goes on from where it was saved, if it was"
+        print(f"stopped; {then if resumes else stays}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("TRACEBACK"):

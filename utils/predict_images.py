@@ -115,20 +115,22 @@ def run(paths: Sequence[Path], classifier: Classifier, out: Path, explained: boo
             return str(error)
 
     bar = tqdm(ahead(read, files), total=len(files), desc="classifying", unit="image", dynamic_ncols=True)
-    for batch in _batches(bar, classifier.batch_size):
-        failed += [item for item in batch if isinstance(item, str)]
-        good = [item for item in batch if not isinstance(item, str)]
-        if not good:
-            continue
-        found = classifier.probabilities([pixels for _, pixels in good])
-        for (path, _), row in zip(good, found.tolist(), strict=True):
-            answer = {"file": str(path), "prediction": classifier.classes[int(np.argmax(row))]}
-            rows.append(answer | dict(zip(classifier.classes, row, strict=True)))
-        if explained:
-            _explain(classifier, [pixels for _, pixels in good], found, [targets[path] for path, _ in good])
-    if rows:
-        write_csv(spare(out / "predictions.csv", files), rows)
-        print(table(rows))
+    try:
+        for batch in _batches(bar, classifier.batch_size):
+            failed += [item for item in batch if isinstance(item, str)]
+            good = [item for item in batch if not isinstance(item, str)]
+            if not good:
+                continue
+            found = classifier.probabilities([pixels for _, pixels in good])
+            for (path, _), row in zip(good, found.tolist(), strict=True):
+                answer = {"file": str(path), "prediction": classifier.classes[int(np.argmax(row))]}
+                rows.append(answer | dict(zip(classifier.classes, row, strict=True)))
+            if explained:
+                _explain(classifier, [pixels for _, pixels in good], found, [targets[path] for path, _ in good])
+    finally:  # what was found until Ctrl-C is kept, too
+        if rows:
+            write_csv(spare(out / "predictions.csv", files), rows)
+            print(table(rows))
     return failed
 
 

@@ -125,10 +125,10 @@ def run(
             temporary.write_bytes(content)
         with replacing(out / f"{case.case}_pred.png") as temporary:
             plots.overview(case, codes, text).savefig(temporary, format="png")
-    if volumes:
-        write_csv(out / "volumes.csv", volumes)
+        write_csv(out / "volumes.csv", volumes)  # after each case: what is done stays, however this ends
+        if case.labels is not None:
+            write_csv(out / "scores.csv", scores)
     if scores:
-        write_csv(out / "scores.csv", scores)
         print(score_table(scores))
     return failed
 

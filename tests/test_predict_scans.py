@@ -1,6 +1,7 @@
 """Predictions of cases: where they lie in the world, what they hold, and what is said of bad input."""
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,7 @@ from nibabel.processing import resample_from_to
 from PIL import Image as Pillow
 
 import models
-from datasets import brats, phantom, slices
+from datasets import brats, phantom, slices, splits
 from datasets.brats_files import NAMES
 from training.segmentation import case_scans
 from utils import evaluate, predict_scans, resample
@@ -210,6 +211,21 @@ def test_volumes_scores_and_picture(tmp_path: Path, capsys: pytest.CaptureFixtur
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     for colour in ((0, 158, 115), (213, 94, 0)):  # the outlines of WT and ET
         assert (np.abs(pixels.astype(int) - colour).max(axis=1) < 3).sum() > 50
+
+
+def test_leaky_weights_have_seen_the_patients_of_their_slices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("known", "new"):
+        write(tmp_path / "in", name)
+    split = splits.Split("slice", ["known:3", "other:4"], [], ["known:5"], "LEAKY: slices shuffled, seed 0")
+    network = Threshold()
+    network.header = HEADER | {"split": asdict(split)}
+    assert predict_scans.run([tmp_path / "in"], segmenter(network), tmp_path) == []
+    scores = {row["case"]: row["trained_on"] for row in csv.DictReader((tmp_path / "scores.csv").open())}
+    assert scores == {"known": "True", "new": "False"}
+    said = capsys.readouterr().out
+    assert "LEAKY: slices shuffled, seed 0\n\n| case |" in said and "| known* |" in said and "| new |" in said
 
 
 class Stopping(predict_scans.Segmenter):

@@ -5,7 +5,7 @@ together `volumes.csv`, and `scores.csv` of those that come with the truth.
 """
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from pathlib import Path
@@ -93,7 +93,8 @@ def run(
     sources, failed = find(paths)
     writable(out)
     inputs = [path for source in sources for path in source.paths()]
-    seen = set().union(*(recorded(model.header) for model in segmenter.models))
+    headers = [model.header for model in segmenter.models]
+    seen = seen_by(headers)
     volumes: list[dict[str, Any]] = []
     scores: list[dict[str, Any]] = []
 
@@ -129,7 +130,7 @@ def run(
         if case.labels is not None:
             write_csv(out / "scores.csv", scores)
     if scores:
-        print(score_table(scores))
+        print("\n\n".join([*leaks(headers), score_table(scores)]))
     return failed
 
 
@@ -188,6 +189,21 @@ def sentence(row: dict[str, Any]) -> str:
     if not low < row["brain_ml"] < high:
         text += f"; WARNING: {row['brain_ml']:.0f} ml is no brain: is the skull stripped, the voxel size right?"
     return text
+
+
+def seen_by(headers: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The cases and patients of whom weights, or those they started from, have seen anything.
+
+    After the leaky shuffle a header names slices, "case:z": their cases count.
+    """
+    names = set().union(*map(recorded, headers))
+    return names | {name.rsplit(":", 1)[0] for name in names}
+
+
+def leaks(headers: Iterable[Mapping[str, Any]]) -> list[str]:
+    """How those splits were made that had slices of one patient on both sides, "LEAKY: ...", each once."""
+    splits = [header.get("split", {}) for header in headers]
+    return sorted({split["about"] for split in splits if split.get("unit") == "slice"})
 
 
 def score_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -15,8 +15,9 @@ PROJECT = Path(__file__).parents[1]
 
 
 def patients(path: Path, dice: dict[str, float]) -> Path:
+    """A table of cases; a visit is a case such as "p-1", of the patient "p"."""
     columns = [f"{measure}_{region}" for measure in ("dice", "hd95") for region in gather.REGIONS]
-    rows = [",".join([case, case, *[str(value)] * len(columns)]) for case, value in dice.items()]
+    rows = [",".join([case, case.partition("-")[0], *[str(value)] * len(columns)]) for case, value in dice.items()]
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([",".join(["case", "patient", *columns]), *rows]) + "\n")
     return path
@@ -33,6 +34,17 @@ def test_folds_are_gathered_and_compared_in_pairs(tmp_path: Path) -> None:
     text = gather.of_patients(results)
     assert "| a | 3 | 0.50 (" in text and "| b | 2 (fold 1 missing) | 0.50 (" in text
     assert "| a - b | 2 | 0.20 (0.20 to 0.20) |" in text
+
+
+def test_two_visits_are_not_two_patients(tmp_path: Path) -> None:
+    visits = patients(tmp_path / "a.csv", {"p-1": 0.9, "p-2": 0.7, "q-1": 0.2})
+    means = patients(tmp_path / "b.csv", {"p": 0.8, "q": 0.2})
+    other = patients(tmp_path / "c.csv", {"p-2": 0.6, "p-1": 0.8, "q-1": 0.4, "r-1": 0.3})
+    results, _ = gather.read([visits, means, other])
+    assert results["a"].column("dice_WT") == pytest.approx(results["b"].column("dice_WT"))
+    text = gather.of_patients(results).splitlines()
+    assert text[2].replace("| a |", "| b |") == text[3] and text[3].startswith("| b | 2 | 0.50 (0.20 to 0.80) |")
+    assert "| a - c | 2 | -0.05 (-0.20 to 0.10) |" in text[-1]
 
 
 def test_folds_of_different_splits_are_refused(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def walk() -> bytes:
 
 
 def unets() -> dict[str, gather.Result]:
-    """ClassicUNet, ImprovedUNet and AttentionUNet -> what they scored, a row a patient."""
+    """ClassicUNet, ImprovedUNet and AttentionUNet -> what they scored, a row a case."""
     tables = [path for name in UNETS for path in sorted(FOLDS.glob(f"{name}_{N_FILTERS}_fold*.csv"))]
     found, _ = gather.read(tables)
     return {models.MODELS[method.removesuffix(f"_{N_FILTERS}")]: result for method, result in found.items()}

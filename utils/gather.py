@@ -12,12 +12,15 @@ named at the end, and the exit code is then 1.
 import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
 
 from utils import classification, cli
 from utils.classification_results import answers
@@ -41,9 +44,12 @@ class Result:
         """Names the missing folds; empty where none is."""
         return f" (fold {', '.join(map(str, sorted(self.missing)))} missing)" if self.missing else ""
 
-    def column(self, name: str) -> list[float]:
-        """A value a test case."""
-        return [float(row[name]) for row in self.rows.values()]
+    def column(self, name: str, cases: Iterable[str] | None = None) -> list[float]:
+        """A value a patient: the mean over their cases (all, or these), since two visits are not two patients."""
+        of: dict[str, list[float]] = {}
+        for case in self.rows if cases is None else cases:
+            of.setdefault(self.rows[case]["patient"], []).append(float(self.rows[case][name]))
+        return [fmean(values) for values in of.values()]
 
 
 def table_of(run: Path) -> Path | None:
@@ -87,7 +93,7 @@ def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
     return results, without
 
 
-def interval(values: Sequence[float], digits: int) -> str:
+def interval(values: Sequence[float] | np.ndarray, digits: int) -> str:
     """The mean with its 95 % interval (bootstrap), as text."""
     mean, low, high = mean_interval(values)
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
@@ -101,14 +107,14 @@ def of_patients(results: dict[str, Result]) -> str:
             interval(result.column(f"{measure}_{region}"), digits)
             for measure, digits in (("dice", 2), ("hd95", 0)) for region in REGIONS
         ]  # fmt: skip
-        lines.append([method, f"{len(result.rows)}{result.note}", *cells])
+        lines.append([method, f"{len(result.column('dice_WT'))}{result.note}", *cells])
     pairs = [["difference", "patients", *(f"{region} Dice" for region in REGIONS)]]
     for one, other in combinations(results, 2):
-        mine, theirs = results[one].rows, results[other].rows
-        if both := sorted(set(mine) & set(theirs)):
-            apart = [[float(mine[case][f"dice_{region}"]) - float(theirs[case][f"dice_{region}"]) for case in both]
-                     for region in REGIONS]  # fmt: skip
-            pairs.append([f"{one} - {other}", str(len(both)), *(interval(values, 2) for values in apart)])
+        if both := sorted(set(results[one].rows) & set(results[other].rows)):
+            mine, theirs = (np.array([results[method].column(f"dice_{region}", both) for region in REGIONS])
+                            for method in (one, other))  # fmt: skip
+            apart = mine - theirs
+            pairs.append([f"{one} - {other}", str(apart.shape[1]), *(interval(values, 2) for values in apart)])
     return "\n\n".join(map(table, [lines, pairs] if len(pairs) > 1 else [lines]))
 
 

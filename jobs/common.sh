@@ -1,7 +1,7 @@
 # What the jobs share. A job sources this file and calls `train SCRIPT OPTIONS...`.
 #
 # jobs/site.sh, if there is one, is read first: modules, conda, an account (see site.example.sh).
-# STAGE=FOLDER in the environment names a node-local disk: the decoded data are copied there and read from there.
+# STAGE=FOLDER in the environment names a node-local disk: each node copies the decoded data there and reads them there.
 
 set -uo pipefail
 repository=$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")")
@@ -24,6 +24,12 @@ fail() {
     exit 2
 }
 
+read_site() { # clusters' own scripts may use variables that are not set
+    set +u
+    [ -f jobs/site.sh ] && source jobs/site.sh
+    set -u
+}
+
 choose_python() {
     if [ -x .venv/bin/python ]; then
         python=.venv/bin/python
@@ -36,23 +42,42 @@ choose_python() {
     fi
 }
 
-stage() { # copy the decoded data to the node's own disk; without it, training reads from where they are
-    [ -n "${STAGE:-}" ] && [ -d datasets/cache ] || return 0
-    local target=$STAGE/brain-tumor-mri-$job
-    if mkdir -p "$target" && cp -r datasets/cache/. "$target"; then
-        options+=(--cache "$target")
-        trap "rm -rf '$target'" EXIT
+given() { # the value of an option of the training, `--x v` or `--x=v`; fails where it is not given
+    [[ " ${options[*]} " =~ .*\ $1[=\ ]([^\ ]+) ]] && echo "${BASH_REMATCH[1]}"
+}
+
+on_each_node() {
+    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 "$@"
+}
+
+stage() { # copy the decoded data to the nodes' own disks; without that, training reads from where they are
+    local decoded
+    decoded=$(given --cache || echo datasets/cache)
+    staged=
+    [ -n "${STAGE:-}" ] || return 0
+    [ -d "$decoded" ] || { echo "nothing to stage yet: this start makes $decoded, the next one copies it"; return; }
+    staged=$STAGE/brain-tumor-mri-$job
+    trap unstage EXIT
+    if on_each_node mkdir -p "$staged" && on_each_node cp -r "$decoded/." "$staged"; then
+        options+=(--cache "$staged")
     else
-        echo "could not copy datasets/cache to $target (is the disk full?): reading from where they are"
-        rm -rf "$target"
+        echo "could not copy $decoded to $staged (is the disk full?): reading from where they are"
+        unstage
     fi
+}
+
+unstage() { # this script runs on the first node; a job that is cancelled can reach no other any more
+    [ -n "$staged" ] || return 0
+    rm -rf "$staged"
+    [ "$SLURM_JOB_NUM_NODES" -eq 1 ] || on_each_node rm -rf "$staged"
+    staged=
 }
 
 spread() { # as many processes a node as sbatch was asked for, or one for each GPU: these share the CPUs of the task
     local tasks=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))} gpus=${SLURM_GPUS_ON_NODE:-0}
     local cpus=${SLURM_CPUS_PER_TASK:-1}
     processes=()
-    if [ "$gpus" -gt "$tasks" ] && [[ " ${options[*]} " != *" --device cpu "* ]]; then
+    if [ "$gpus" -gt "$tasks" ] && [ "$(given --device)" != cpu ]; then
         cpus=$((tasks * cpus / gpus))
         processes=(--ntasks=$((gpus * SLURM_JOB_NUM_NODES)) --ntasks-per-node="$gpus" --cpus-per-task=$((cpus > 0 ? cpus : 1)))
         [ $cpus -gt 0 ] || processes+=(--overcommit)
@@ -65,14 +90,28 @@ of_task() { # the option that tells the tasks of an array apart; jobs/array.sh s
     echo "${ARRAY_OPTION:---fold} ${values[$1]:-$1}"
 }
 
+name_of_task() { # SCRIPT TASK: a folder for each task, where the training's default name does not see to that
+    local option value name
+    read -r option value <<<"$(of_task "$2")"
+    name=$(given --name)
+    [ -z "$name" ] && [[ $option =~ ^--(fold|model|n-filters)$ ]] && return
+    name=${name:-$(given --model || basename "$1" _training.py)}
+    if [ "$option" = --fold ]; then # as utils/gather.py knows the folds of one run
+        echo "--name ${name}_fold${value}of$(given --folds || echo 5)"
+    else
+        echo "--name ${name}_$(tr - _ <<<"${option#--}")_${value//\//_}"
+    fi
+}
+
 train() {
     local script=$1
     shift
     options=("$@")
-    [ -f jobs/site.sh ] && source jobs/site.sh
+    read_site
     choose_python
-    [[ " ${options[*]} " == *" --device "* ]] || options+=(--device cuda) # no GPU is an error, not a slow job
-    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && options+=($(of_task "$SLURM_ARRAY_TASK_ID"))
+    given --device >/dev/null || options+=(--device cuda) # no GPU is an error, not a slow job
+    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] &&
+        options+=($(name_of_task "$script" "$SLURM_ARRAY_TASK_ID") $(of_task "$SLURM_ARRAY_TASK_ID"))
     stage
     spread
     rm -f "$CONTINUE_MARK"
@@ -99,13 +138,14 @@ finish() {
         fail "stopped twice at the same step ($(cat "$before")): not requeued; is the time limit too short?"
     fi
     mv "$CONTINUE_MARK" "$before"
+    unstage
     echo "== to be continued: $(cat "$before")"
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # Slurm ends this script
 }
 
 gather() { # one table of what the tasks of an array have left; names those that have left nothing
-    [ -f jobs/site.sh ] && source jobs/site.sh
+    read_site
     choose_python
     local runs=() lost=() task code=0
     for task in $(seq 0 $(($(wc -w <<<"$ARRAY_VALUES") - 1))); do

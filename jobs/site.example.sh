@@ -4,4 +4,4 @@
 
 module load python/3.11 cuda         # modules
 source activate pytorch              # a conda environment, instead of .venv
-export STAGE=$SLURM_TMPDIR           # a disk of the node's own: the decoded data are copied there
+export STAGE=${SLURM_TMPDIR:-}       # a disk of the node's own: the decoded data are copied there

@@ -333,7 +333,7 @@ def test_an_array_of_folds_ends_in_one_table_that_names_what_is_missing(
             cluster, "bash", str(clone / "jobs" / "array.sh"), "--fold", folds, "--gres=none", "--cpus-per-task=1",
             str(clone / "jobs" / "unet.job"), *tiny(cases, "--epochs", "1", "--folds", "3"),
         )  # fmt: skip
-        array, table = re.findall(r"array (\d+):.*table in runs/slurm/(\d+).log", said)[0]
+        array, table = re.findall(r"array (\d+):.*\ntable in runs/slurm/(\d+).log", said)[0]
         state, text = wait_for(cluster, clone, table), log(clone, table)
         if name == "good":
             assert state == "COMPLETED" and "| improved_unet_2 | 6 |" in text, text

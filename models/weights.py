@@ -78,9 +78,13 @@ def read_header(path_or_name: str | Path) -> dict[str, Any]:
 
 
 def recorded(header: Mapping[str, Any]) -> set[str]:
-    """The names in a header of what its weights have seen; older weights name the members of their split."""
+    """The names in a header of what its weights have seen; older weights name the members of their split.
+
+    After the leaky shuffle these are slices, "case:z": their cases count, too.
+    """
     split = header.get("split", {"train": [], "val": []})
-    return {*header.get("seen", []), *split["train"], *split["val"]}
+    names = {*header.get("seen", []), *split["train"], *split["val"]}
+    return names | {name.rsplit(":", 1)[0] for name in names}
 
 
 def _find(path_or_name: str | Path) -> Path:

@@ -163,6 +163,7 @@ def test_fine_tuning_starts_from_given_weights(options: UNetOptions, tmp_path: P
     seen = [models.recorded(models.read_header(run.folder / "ImprovedUNet.safetensors")) for run in (options, tuned)]
     assert seen[0] and seen[0] <= seen[1]
     assert models.recorded({"split": {"train": ["p1"], "val": ["p2"]}}) == {"p1", "p2"}  # of older weights
+    assert "p1" in models.recorded({"seen": ["p1:17"], "split": {"train": ["p2"], "val": []}})  # a slice of a patient
     with pytest.raises(ValueError, match=r"classic_unet|ClassicUNet"):
         stages.run(replace(options, model="classic_unet", init=weights, name=str(tmp_path / "other")), segmentation)
 

@@ -94,7 +94,7 @@ def run(
     writable(out)
     inputs = [path for source in sources for path in source.paths()]
     headers = [model.header for model in segmenter.models]
-    seen = seen_by(headers)
+    seen = set().union(*map(recorded, headers))
     volumes: list[dict[str, Any]] = []
     scores: list[dict[str, Any]] = []
 
@@ -189,15 +189,6 @@ def sentence(row: dict[str, Any]) -> str:
     if not low < row["brain_ml"] < high:
         text += f"; WARNING: {row['brain_ml']:.0f} ml is no brain: is the skull stripped, the voxel size right?"
     return text
-
-
-def seen_by(headers: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The cases and patients of whom weights, or those they started from, have seen anything.
-
-    After the leaky shuffle a header names slices, "case:z": their cases count.
-    """
-    names = set().union(*map(recorded, headers))
-    return names | {name.rsplit(":", 1)[0] for name in names}
 
 
 def leaks(headers: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # started as a script, wherever
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets import patients
 from datasets.duplicates import digest, groups, identical, identical_pairs, near_pairs, thumbnails

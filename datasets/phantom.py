@@ -20,7 +20,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # started as a script, wherever
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.mri_signal import SEQUENCES, TISSUES, Tissue, signal
 from datasets.parallel import cores

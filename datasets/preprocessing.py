@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # started as a script, wherever
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.images import PREPROCESSED, Image, find_images, read_gray, root
 from datasets.parallel import ahead

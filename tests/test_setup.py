@@ -1,6 +1,7 @@
 """The files that set the project up agree with each other."""
 
 import ast
+import graphlib
 import sys
 import tomllib
 from pathlib import Path
@@ -40,6 +41,21 @@ def imports(*folders: str) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 found.add(node.module.split(".")[0])
     return found - set(sys.stdlib_module_names) - {path.name for path in ROOT.iterdir()}
+
+
+def test_imports_run_one_way() -> None:
+    """No circle of modules, lazy imports included; data and models know nothing of training or of each other."""
+    folders = ("datasets", "models", "training", "utils")
+    modules = {f"{folder}.{path.stem}": path for folder in folders for path in (ROOT / folder).glob("*.py")}
+    uses: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                uses[name] |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} & set(modules)
+    graphlib.TopologicalSorter(uses).prepare()  # raises CycleError
+    packages = {(name.split(".")[0], used.split(".")[0]) for name in uses for used in uses[name]}
+    assert not packages & {("datasets", "models"), ("datasets", "training"), ("models", "datasets"),
+                           ("models", "training"), ("models", "utils"), ("utils", "training")}  # fmt: skip
 
 
 def test_only_the_agreed_names_stand_at_the_top() -> None:

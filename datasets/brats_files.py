@@ -26,6 +26,7 @@ NAMES = {  # convention -> the mark before the ending of a file name, and what e
 }
 MSD_FOLDERS = {"imagesTr": "image", "imagesTs": "image", "labelsTr": "seg", "labelsTs": "seg"}
 HDF5_NAME = re.compile(r"(volume_\d+)_slice_(\d+)\.h5")
+KAGGLE = 369  # the patients there; the phantom's numbers are larger
 TIME_POINT = re.compile(r"(-\d{3,})-\d{1,3}$")  # BraTS-GLI-00000-000: a patient may come back
 
 Layout = Literal["nifti", "msd", "hdf5"]
@@ -121,9 +122,9 @@ def find_cases(folder: Path) -> list[Source]:
 
 
 def _patient(case: str, layout: Layout, convention: str | None) -> str:
-    """Who a case shows: case names of BraTS 2023 end with a time point, and Kaggle's are numbers of BraTS 2020's."""
-    if layout == "hdf5":
-        return f"BraTS20_Training_{int(case.removeprefix('volume_')):03d}"
+    """Who a case shows: names of BraTS 2023 end with a time point, and Kaggle's numbers are those of BraTS 2020."""
+    if layout == "hdf5" and (number := int(case.removeprefix("volume_"))) <= KAGGLE:
+        return f"BraTS20_Training_{number:03d}"
     return TIME_POINT.sub(r"\1", case) if convention == "2023" else case
 
 

@@ -28,7 +28,8 @@ from datasets.parallel import cores
 from datasets.phantom_anatomy import BOX, ED, ET, NCR, SHAPE, Maps, draw_lesion, make_anatomy, smooth_noise
 from datasets.phantom_folder import building
 
-VERSION = 2  # raise it when the arrays change: data sets of another version are written anew
+FIRST = 1000  # added to a patient's number in HDF5, where 1 to 369 are real patients of BraTS 2020
+VERSION = 3  # raise it when the arrays change: data sets of another version are written anew
 FOLDER = Path(__file__).with_name("phantom")
 AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=float)
 Layout = Literal["hdf5", "nifti"]
@@ -95,7 +96,7 @@ def write_nifti(folder: Path, case: str, images: np.ndarray, labels: np.ndarray)
 def write_patient(folder: Path, seed: int, layout: Layout, number: int) -> None:
     """Make one patient and write it in this layout."""
     if layout == "hdf5":
-        write_hdf5(folder, number, *make_patient(seed, number))
+        write_hdf5(folder, FIRST + number, *make_patient(seed, number))
     else:
         write_nifti(folder, f"Phantom_{number:03d}", *make_patient(seed, number))
 

@@ -83,6 +83,7 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
         FileNotFoundError, ValueError: see `datasets.images.find_images`.
         OSError: no space left; no file is half-written.
     """
+    from filelock import FileLock
     from tqdm import tqdm
 
     def work(image: Image) -> str:
@@ -105,8 +106,10 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
     if target.resolve() == root(source).resolve():
         raise ValueError(f"{target} holds the originals, which stay: choose another folder for the cropped images")
     twins = Counter(image.path.stem for image in images)  # a.jpg and a.png must not become one
-    done = tqdm(ahead(work, images), total=len(images), desc="cropping", unit="image", dynamic_ncols=True)
-    return [sentence for sentence in done if sentence]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):  # two at once would write the same temporary files
+        done = tqdm(ahead(work, images), total=len(images), desc="cropping", unit="image", dynamic_ncols=True)
+        return [sentence for sentence in done if sentence]
 
 
 def main(source: Path = ROOT / "classification", target: Path | None = None, /) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 TEXT = ("case", "patient")  # columns of an index that are names; all others are whole numbers
-VERSION = 1  # raise it when the arrays' meaning changes: older stores are then built anew
+VERSION = 2  # raise it when the arrays' meaning changes: older stores are then built anew
 
 
 class Block(NamedTuple):

@@ -51,7 +51,6 @@ on_each_node() {
 }
 
 stage() { # copy the decoded data to the nodes' own disks; without that, training reads from where they are
-    local decoded
     decoded=$(given --cache || echo datasets/cache)
     staged=
     [ -n "${STAGE:-}" ] || return 0
@@ -66,8 +65,18 @@ stage() { # copy the decoded data to the nodes' own disks; without that, trainin
     fi
 }
 
+keep_new() { # what this training had to decode is there for the next
+    local store name
+    for store in "$staged"/*/; do
+        name=$(basename "$store")
+        [ -d "$store" ] && [[ $name != *.part ]] && [ ! -e "$decoded/$name" ] || continue
+        cp -r "$store" "$decoded/$name.$job.part" && mv -T "$decoded/$name.$job.part" "$decoded/$name"
+    done
+}
+
 unstage() { # this script runs on the first node; a job that is cancelled can reach no other any more
     [ -n "$staged" ] || return 0
+    keep_new
     rm -rf "$staged"
     [ "$SLURM_JOB_NUM_NODES" -eq 1 ] || on_each_node rm -rf "$staged"
     staged=

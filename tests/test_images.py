@@ -1,10 +1,12 @@
 """Which images there are, how each is read, and the crop to the head: every mode, every border, every damage."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image as Pillow
 
 from datasets.images import CLASSES, find_images, read_gray
@@ -153,3 +155,14 @@ def test_the_originals_of_every_mode_are_read_and_cropped(real_data: Path) -> No
         if np.median(np.concatenate([pixels[0], pixels[-1]])) < 200:  # a white frame is bright, too, and not kept
             assert (bright & kept).sum() > 0.95 * bright.sum(), image.name  # a loose rim of scalp may go
     assert {"L", "RGB", "RGBA", "P"} <= modes
+
+
+def test_of_two_that_crop_at_once_one_waits(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "data", images=1)
+    second = threading.Thread(target=preprocess_folder, args=(folder, tmp_path / "out"))
+    with FileLock(tmp_path / ".out.lock"):
+        second.start()
+        second.join(0.5)
+        assert second.is_alive() and not (tmp_path / "out").exists()
+    second.join(60)
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 8

@@ -11,19 +11,20 @@ import tyro
 from training.options import UNetOptions
 
 PROJECT = Path(__file__).parents[1]
-# each node has a disk of its own under the same name
+# the disk of the first node is that of the job script; each other one has its own under the same name
 SRUN = """#!/bin/bash
 nodes=1 code=0
 while [[ $1 == --* ]]; do
     [[ $1 == --nodes=* ]] && nodes=${1#*=}
     shift
 done
-for node in $(seq "$nodes"); do "${@/#$DISK/$DISK/node$node}" || code=$?; done
+"$@" || code=$?
+for node in $(seq 2 "$nodes"); do "${@/#$DISK/$DISK/node$node}" || code=$?; done
 exit $code
 """
 TRAINING = """#!/bin/bash
 echo "${@:2}" >asked
-[ -d "$DISK" ] && (cd "$DISK" && find . -type f | sort) >staged
+[ -d "$DISK" ] && (cd "$DISK" && grep -r . . | sort) >staged
 true
 """
 SBATCH = """#!/bin/bash
@@ -49,6 +50,8 @@ def run(project: Path, *command: str, **variables: str) -> str:
     around = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "STAGE", "ARRAY"))}
     job = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "DISK": str(project / "disk")}
     path = {"PATH": f"{project / 'bin'}:{os.environ['PATH']}"}
+    for name in ("asked", "staged", "runs/slurm/1.log"):  # of a call before
+        (project / name).unlink(missing_ok=True)
     shell = ["bash", "-c", 'source jobs/common.sh; "$@"', "job", *command]
     subprocess.run(shell, cwd=project, env=around | job | path | variables)
     (log,) = (project / "runs" / "slurm").glob("1*.log")
@@ -117,10 +120,19 @@ def test_every_node_has_the_data_while_it_trains(project: Path) -> None:
         (project / cache).mkdir(parents=True)
         (project / cache / "images.npy").write_text(cache)
         log = train(project, *options, **stage)
-        files = [f"./node{node}/brain-tumor-mri-1/images.npy" for node in (1, 2)]
+        files = [f"./{node}brain-tumor-mri-1/images.npy:{cache}" for node in ("", "node2/")]
         assert (project / "staged").read_text().split() == files, log
-        assert asked(project)[-2:] == ["--cache", f"{project}/disk/node1/brain-tumor-mri-1"]
+        assert asked(project)[-2:] == ["--cache", f"{project}/disk/brain-tumor-mri-1"]
         assert not list((project / "disk").rglob("brain*"))
+
+
+def test_what_a_training_decodes_on_the_node_is_kept_for_the_next(project: Path) -> None:
+    cache = project / "datasets" / "cache"
+    (cache / "old").mkdir(parents=True)
+    decode = 'for store in new half.part old; do mkdir -p "${@: -1}/$store" && echo new >"${@: -1}/$store/x"; done'
+    (project / ".venv" / "bin" / "python").write_text(TRAINING + decode)
+    train(project, STAGE=str(project / "disk"))
+    assert {path.name: len(list(path.iterdir())) for path in cache.iterdir()} == {"new": 1, "old": 0}
 
 
 def test_where_a_node_has_no_room_none_reads_its_own_disk(project: Path) -> None:

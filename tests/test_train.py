@@ -165,7 +165,7 @@ def test_accumulated_parts_are_one_batch(tmp_path: Path) -> None:
 
 
 def test_a_batch_too_small_for_its_parts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--accumulate is 9, and a batch may have 4 samples"):
+    with pytest.raises(ValueError, match="--accumulate is 9, and a batch may have 4 samples: take less"):
         fit(network(), Numbers(), nn.MSELoss(), Recipe(epochs=1, accumulate=9), tmp_path)
 
 

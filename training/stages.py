@@ -28,6 +28,7 @@ from utils.files import write_text
 RESULTS = "results.md"
 # options that may change when a run goes on
 FREE = ("resume", "save_every", "data", "cache", "device", "precision", "name")
+FREE_TO_EVALUATE = tuple(name for name in FREE if name != "data")
 
 
 class Task(Protocol):
@@ -214,14 +215,15 @@ def evaluate(options: Options, task: Task) -> None:
         rows = np.flatnonzero(~seen_by(model.header, store))
         if not len(rows):
             raise ValueError(f"{options.evaluate} was trained on all of {options.data}: there is nothing to test on")
-        if distributed.rank() == 0:
-            cli.keep(options, folder, tuple(name for name in FREE if name != "data"))  # not over another evaluation
+        if distributed.rank() == 0 and (folder / cli.SAVED).exists():
+            cli.keep(options, folder, FREE_TO_EVALUATE)  # here already: measuring takes long
         measured = task.measure(options, model, store, rows, model.header)
         if distributed.rank() > 0:
             return
         title = f"{options.evaluate} ({model.header['split']['about']}) on what it has not seen of {options.data}"
         title += by_name(model.header, store)
         with checkpoint.locked(folder):
+            cli.keep(options, folder, FREE_TO_EVALUATE)  # not over the results of other data
             text, _ = task.report(options, title, model, store, rows, model.header, measured)
             write_text(folder / RESULTS, text)
         print(text)

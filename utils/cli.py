@@ -111,7 +111,6 @@ def keep(options: Any, folder: Path, free: tuple[str, ...] = ()) -> None:
     """
     path = folder / SAVED
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(dataclasses.asdict(options), indent=1, default=str))
         return
     saved = load(type(options), path)

@@ -43,13 +43,14 @@ def validate(
     Of several processes each is given its part of each batch, and gets the row of all of them.
     """
     model.eval()
-    counts, losses, sizes = [], [], []
+    counts, losses, samples = [], [], []
     for images, labels in batches:
         logits = predict(model, images, precision)
         counts.append(metrics.count(metrics.to_labels(logits), labels, len(classes)))
-        losses.append(criterion(logits, labels) * len(images))
-        sizes.append(torch.full_like(losses[-1], len(images)))
-    loss = total(torch.stack(losses).sum()) / total(torch.stack(sizes).sum())
+        loss = criterion(logits, labels)  # its mean over the processes is that of the whole batch
+        samples.append(total(torch.full_like(loss, len(images))))
+        losses.append(loss * samples[-1] / size())
+    loss = total(torch.stack(losses).sum()) / torch.stack(samples).sum()
     return {"val_loss": float(loss)} | metrics.row(total(torch.stack(counts).sum(dim=0)), classes)
 
 

@@ -34,6 +34,7 @@ class StopRequest:
 
     def _act(self) -> None:
         if self.urgent and self.received:
+            self.urgent = False  # a second signal shall not disturb what follows
             raise Interrupted(self.received)
 
     @contextmanager

@@ -174,7 +174,8 @@ def fit(
     """
     smallest = min(map(len, data.steps(0))) // distributed.size()  # of any process, which must make as many parts
     if recipe.accumulate > smallest:
-        raise ValueError(f"--accumulate is {recipe.accumulate}, and a batch may have {smallest} samples: lower it")
+        few = f"--accumulate is {recipe.accumulate}, and a batch may have {smallest} samples"
+        raise ValueError(f"{few}: take less, and another --name")
     run = Run(distributed.synchronised(model, next(model.parameters()).device), recipe, len(data))
     if prepare is not None:
         prepare(run)

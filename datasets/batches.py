@@ -54,7 +54,7 @@ class Batches:
         self.common, self.rare = rows[~rare], rows[rare]
         wanted = round(share * len(self.common) / (1 - share)) if share < 1 else len(self.rare)
         self.drawn = min(wanted, len(self.rare))
-        if self.size > 1 and (smallest := self.samples // max(len(self), 1)) < self.size:
+        if self.samples and (smallest := self.samples // len(self)) < self.size:
             raise ValueError(f"{smallest} samples a batch are too few for {self.size} processes: raise --batch-size")
         self.images, self.targets = torch.from_numpy(store.images), torch.from_numpy(store.targets)
         if resident and self._fits():

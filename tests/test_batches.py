@@ -71,6 +71,7 @@ def test_several_processes_see_the_batches_of_one(tmp_path: Path, size: int) -> 
         assert torch.equal(torch.cat([part for _, part in dealt]), targets)
     with pytest.raises(ValueError, match="raise --batch-size"):
         Batches(store, rows, 2, CPU, part=(0, 3))
+    assert not list(Batches(store, rows[:0], 2, CPU, part=(0, 3)))  # nobody to watch
 
 
 @pytest.mark.parametrize("count", [7, 23, 24, 25])

@@ -30,7 +30,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from datasets.brats_files import MODALITIES, Source, find_cases, listing
 
-__all__ = ["CLASSES", "LABELS", "MODALITIES", "REGIONS", "Case", "Source",
+__all__ = ["CLASSES", "LABELS", "MODALITIES", "REGIONS", "BadLabels", "Case", "Source",
            "as_image", "background", "find_cases", "read_case", "regions"]
 
 CLASSES = ("NCR", "ED", "ET")  # label codes 1, 2, 3; 0 is background
@@ -44,8 +44,12 @@ MSD_ORDER = ("flair", "t1", "t1c", "t2")  # along the fourth axis of the image
 HDF5_PLANE = (240, 240)
 HDF5_AFFINE = ((-1, 0, 0, 0), (0, -1, 0, 239), (0, 0, 1, 0), (0, 0, 0, 1))  # that of every BraTS case
 GZIP = b"\x1f\x8b"
-UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, OverflowError, RuntimeError, zlib.error,
+UNREADABLE = (OSError, EOFError, KeyError, MemoryError, TypeError, ValueError, OverflowError, RuntimeError, zlib.error,
               ImageFileError, HeaderDataError, WrapStructError)  # from nibabel, gzip and h5py on damaged files
+
+
+class BadLabels(ValueError):
+    """A label file holds values that its convention does not know."""
 
 
 @dataclass
@@ -202,11 +206,11 @@ def _to_codes(path: Path, values: np.ndarray, convention: str) -> np.ndarray:
         return codes
     found = [f"{value:g}" for value in np.unique(values[wrong])]
     if convention == "2023" and "4" in found:
-        raise ValueError(f"{path}: label 4 is the resection cavity from 2024 on, which is none of "
-                         f"{listing(CLASSES)}; leave the case out, or give --labels 2021 if 4 is ET here")
-    raise ValueError(f"{path}: label {listing(found)} is not among 0, {listing(LABELS[convention])}, the "
-                     f"labels of convention {convention}; repair the file, or choose --labels from "
-                     f"{listing(LABELS)}")
+        raise BadLabels(f"{path}: label 4 is the resection cavity from 2024 on, which is none of "
+                        f"{listing(CLASSES)}; leave the case out, or give --labels 2021 if 4 is ET here")
+    raise BadLabels(f"{path}: label {listing(found)} is not among 0, {listing(LABELS[convention])}, the "
+                    f"labels of convention {convention}; repair the file, or choose --labels from "
+                    f"{listing(LABELS)}")
 
 
 def _read_hdf5(source: Source, modalities: Sequence[str], need_labels: bool) -> Case:

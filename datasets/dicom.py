@@ -24,11 +24,14 @@ def read_slice(path: Path) -> Pillow.Image:
     Raises:
         ValueError: damaged, without pixels, of several frames, or compressed in a way that needs another package.
     """
+    import struct
+
     import pydicom
-    from pydicom.errors import InvalidDicomError
+    from pydicom.errors import BytesLengthException, InvalidDicomError
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-    unreadable = InvalidDicomError, AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError
+    unreadable = (InvalidDicomError, BytesLengthException, AttributeError, EOFError, KeyError, OSError, RuntimeError,
+                  TypeError, ValueError, struct.error)  # fmt: skip
     try:
         data = pydicom.dcmread(path)
         if int(data.get("NumberOfFrames", 1)) == 1:
@@ -36,6 +39,8 @@ def read_slice(path: Path) -> Pillow.Image:
             if stored.ndim == 3:
                 return Pillow.fromarray(stored).convert("L")
             shown = np.asarray(apply_voi_lut(apply_modality_lut(stored, data), data), np.float32)
+            if not np.isfinite(shown).all():
+                raise ValueError("NaN or infinite pixels")
             inverted = data.get("PhotometricInterpretation") == "MONOCHROME1"
             return Pillow.fromarray(shown.max() - shown if inverted else shown)
     except unreadable as error:

@@ -58,6 +58,7 @@ def open_images(folder: Path, cache: Path, image_size: int = 128) -> store.Store
         jobs = list(zip(images, known, strict=True))
         bar = tqdm(ahead(read, jobs), total=len(jobs), desc=f"storing {folder.name}", unit="image", dynamic_ncols=True)
         yield from blocks(bar)
+        print(f"{sum(about.patient != '' for about in known)} of {len(images)} images have a patient in {table.name}")
         changed = [f"{image.name} is {about.label}" for image, about in jobs if about.label != image.label]
         if changed:
             print(f"{len(changed)} labels corrected, see {table.name}: {', '.join(changed)}")

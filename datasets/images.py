@@ -7,6 +7,7 @@ The layout is that of the Brain Tumor MRI Dataset: Training/ and Testing/, each 
 these two, classes at its top, is one part named "".
 """
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ PARTS = ("Training", "Testing")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm"}
 PREPROCESSED = "preprocessed"  # a folder of this name holds copies: it is passed over
 SMALLEST = 16  # pixels: below, nothing can be seen
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error,
+              Pillow.DecompressionBombError)  # from Pillow on damaged files  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def _read_picture(path: Path) -> np.ndarray:
             image.load()
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             pixels = _to_gray(image)
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as an image: replace or remove it ({error})") from error
     if pages > 1:
         raise ValueError(f"{path} holds {pages} pages: save each as an image of its own")
@@ -109,8 +112,10 @@ def _read_picture(path: Path) -> np.ndarray:
 
 def _to_gray(image: Pillow.Image) -> np.ndarray:
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits
-        deep = np.nan_to_num(np.asarray(image, np.float64))
-        low, high = deep.min(), deep.max()
+        deep = np.asarray(image, np.float64)
+        low, high = deep.min(), deep.max()  # NaN if there is one
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("NaN or infinite pixels")
         return ((deep - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.images import CLASSES, Image, root
+from datasets.images import CLASSES, SUFFIXES, Image, root
 
 TABLE = Path(__file__).with_name("brain_tumor_mri_patients.csv")  # columns file, patient, label
 OWN = "patients.csv"  # the same for another data set, in its folder
@@ -33,33 +33,46 @@ def load(path: Path = TABLE) -> dict[str, Known]:
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a column is missing, a file stands there twice, or a label is no class.
+        ValueError: not UTF-8, a column is missing, a file stands there twice, or a label is no class.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path}: take it from the project again")
     table: dict[str, Known] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the first column's name
-        for row in csv.DictReader(file):
-            if missing := {"file", "patient", "label"} - {key for key, value in row.items() if value is not None}:
-                raise ValueError(f"{path} lacks {min(missing)} in a row: its columns must be file, patient, label")
-            if (name := _without_ending(row["file"])) in table:
-                raise ValueError(f"{path} has {name} twice: remove one of the rows")
-            if row["label"] not in CLASSES:
-                raise ValueError(f"{path} calls {name} {row['label']!r}: a label must be {', '.join(CLASSES)}")
-            table[name] = Known(row["patient"], row["label"])
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the first column
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read: save it as CSV in UTF-8 ({error})") from error
+    for row in rows:
+        if missing := {"file", "patient", "label"} - {key for key, value in row.items() if value is not None}:
+            raise ValueError(f"{path} lacks {min(missing)} in a row: its columns must be file, patient, label")
+        if (name := _without_ending(row["file"])) in table:
+            raise ValueError(f"{path} has {name} twice: remove one of the rows")
+        if row["label"] not in CLASSES:
+            raise ValueError(f"{path} calls {name} {row['label']!r}: a label must be {', '.join(CLASSES)}")
+        table[name] = Known(row["patient"], row["label"])
     return table
 
 
 def look_up(images: Sequence[Image], folder: Path) -> tuple[Path, list[Known]]:
     """The table for the images of a folder, and what it knows of each; "" and the folder's class where that is nothing.
 
-    The table is patients.csv beside Training/ and Testing/, where files are told apart by their whole path, or the
-    project's own, by the bare names of the Brain Tumor MRI Dataset, wherever these files lie.
+    The table is patients.csv in the folder or beside Training/ and Testing/, where files are told apart by their whole
+    path from there (Training/glioma/1.png), or the project's own, by the bare names of the Brain Tumor MRI Dataset,
+    wherever these files lie.
+
+    Raises:
+        ValueError: a row of patients.csv names none of the images: patients would stand on both sides of a split.
     """
-    own = root(folder) / OWN
-    if own.is_file():
+    own = next((path for path in (root(folder) / OWN, folder / OWN) if path.is_file()), None)
+    if own:
         path, table = own, load(own)
         names = [_without_ending(image.name) for image in images]
+        if strangers := table.keys() - set(names):
+            raise ValueError(
+                f"{path} names {min(strangers)}, but there is no such image: write files as {images[0].name}, and "
+                "remove the rows of those that are gone"
+            )
     else:
         path, table = TABLE, {Path(name).name: known for name, known in load().items()}
         names = [image.path.stem for image in images]
@@ -70,4 +83,5 @@ def look_up(images: Sequence[Image], folder: Path) -> tuple[Path, list[Known]]:
 
 
 def _without_ending(name: str) -> str:
-    return Path(name).with_suffix("").as_posix()
+    path = Path(name.replace("\\", "/"))  # as Windows writes it
+    return (path.with_suffix("") if path.suffix.lower() in SUFFIXES else path).as_posix()

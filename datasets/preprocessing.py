@@ -57,6 +57,8 @@ def _outline(image: np.ndarray) -> tuple[int, int, int, int]:
         return 0, height, 0, width
     x, y, w, h = cv2.boundingRect(max(outlines, key=cv2.contourArea))
     rim = BLUR // 2 if white else 0  # where the frame was blurred into the image
+    if min(w, h) <= 2 * rim:
+        return 0, height, 0, width
     return y + rim, y + h - rim, x + rim, x + w - rim
 
 
@@ -88,7 +90,7 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
 
     def work(image: Image) -> str:
         out = target / image.name
-        out = out.with_suffix(".png") if twins[out.with_suffix("").name] == 1 else out.with_name(out.name + ".png")
+        out = out.with_suffix(".png") if twins[image.path.with_suffix("")] == 1 else out.with_name(out.name + ".png")
         if out.exists():
             return ""
         try:
@@ -102,10 +104,10 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
         share = (bottom - top) * (right - left) / pixels.size
         return f"{image.path} was cropped to {share:.0%} of its area: look at {out}" if share < STRONG else ""
 
-    images = find_images(source)
-    if target.resolve() == root(source).resolve():
+    images, target = find_images(source), target.resolve()
+    if target == root(source).resolve():
         raise ValueError(f"{target} holds the originals, which stay: choose another folder for the cropped images")
-    twins = Counter(image.path.stem for image in images)  # a.jpg and a.png must not become one
+    twins = Counter(image.path.with_suffix("") for image in images)  # a.jpg and a.png must not become one
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):  # two at once would write the same temporary files
         done = tqdm(ahead(work, images), total=len(images), desc="cropping", unit="image", dynamic_ncols=True)

@@ -5,6 +5,7 @@ of the whole 240 x 240 slice and loses nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from datasets import brats, store
 from datasets.parallel import ahead
 
 WINDOW = (160, 192)  # voxels along x and y
+PIXEL = 1.0  # mm along x and y, in BraTS; the networks know no other size
+NEGLIGIBLE = 1e-3  # mm
 LIMIT = 6.0  # standard deviations: brighter voxels are clipped, so that one vessel cannot dominate a slice
 
 
@@ -130,8 +133,12 @@ def prepare(case: brats.Case, window: Sequence[int] = WINDOW, normalise: str = "
 
     Raises:
         WindowTooSmall: the brain (or the tumour outside it) does not fit.
+        ValueError: the pixels are not of 1 mm.
     """
     assert case.labels is not None
+    if max(abs(size - PIXEL) for size in case.spacing[:2]) > NEGLIGIBLE:
+        size = " x ".join(f"{size:g}" for size in case.spacing[:2])
+        raise ValueError(f"{case.case} has pixels of {size} mm: resample its files to {PIXEL:g} mm, as BraTS's are")
     images, kept, start = network_slices(case, window, normalise, case.brain | (case.labels > 0))
     labels = crop(case.labels, start, window)[..., kept]
     counts = [(labels == code).sum(axis=(0, 1)) for code in (1, 2, 3)]
@@ -177,7 +184,9 @@ def open_slices(
     options = {"window": window, "labels": labels, "modalities": list(modalities), "normalise": normalise}
     while True:
         try:
-            return store.open_or_build(cache, folder.resolve().name, paths, options, produce)
+            found = store.open_or_build(cache, folder.resolve().name, paths, options, produce)
+            # the one that it was made with; sought under the one asked for, so that nothing is decoded in vain
+            return replace(found, options=found.options | {"window": list(found.images.shape[2:])})
         except WindowTooSmall as error:
             window = error.needed
             print(f"{error}: taking {window[0]} x {window[1]}", flush=True)

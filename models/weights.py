@@ -24,9 +24,10 @@ SAVED_MODELS = Path(__file__).parent / "saved_models"
 def save(model: nn.Module, path: str | Path, /, **header: Any) -> None:
     """Writes the weights of a model made by `models.build` or `models.load`, completely or not at all.
 
-    Floating tensors become float16, others stay. "model" and "options" of the header are those of the model.
-    Raises ValueError for a model of another origin and for weights that are not finite in float16, TypeError
-    for a header that JSON cannot hold, OSError when the disk is full; an older file at `path` then survives.
+    Floating tensors become float16, others stay, and so do those with values beyond 65,504 (the variance that a batch
+    norm keeps may be one). "model" and "options" of the header are those of the model. Raises ValueError for a model of
+    another origin and for weights that are not finite, TypeError for a header that JSON cannot hold, OSError when the
+    disk is full; an older file at `path` then survives.
     """
     name, options = _identity(model)
     tensors = {key: _to_half(key, value) for key, value in model.state_dict().items()}
@@ -113,10 +114,10 @@ def _to_half(key: str, value: torch.Tensor) -> torch.Tensor:
     value = value.detach().cpu().contiguous()
     if not value.is_floating_point():
         return value
-    limit = torch.finfo(torch.float16).max
-    if not bool((value.abs() <= limit).all()):  # also false for NaN
-        raise ValueError(f"{key} has values that are not finite in float16 (NaN, or beyond {limit:.0f}).")
-    return value.half()
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"{key} has values that are not finite (NaN or infinity).")
+    fits = bool((value.abs() <= torch.finfo(torch.float16).max).all())
+    return value.half() if fits else value
 
 
 def _fill(model: nn.Module, path: Path) -> None:

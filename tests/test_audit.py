@@ -254,6 +254,13 @@ def test_a_table_of_ones_own_tells_files_apart_by_their_path(tmp_path: Path) -> 
     path, known = patients.look_up(find_images(tmp_path), tmp_path)  # the set lies one folder deeper
     assert path == tmp_path / "set" / patients.OWN
     assert known == [("p7", "glioma"), ("", "meningioma"), ("p7", "notumor"), ("", "pituitary")]
+    (tmp_path / "set" / patients.OWN).rename(tmp_path / patients.OWN)  # beside the set, and made on Windows
+    (tmp_path / patients.OWN).write_text(table.replace("/", "\\"), encoding="utf-8")
+    assert patients.look_up(find_images(tmp_path), tmp_path) == (tmp_path / patients.OWN, known)
+    for stranger in ("glioma/1.png", "Training/glioma/2.png", "Training/Glioma/1.png"):
+        (tmp_path / patients.OWN).write_text(f"{table}{stranger},p7,glioma\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"names {stranger[:-4]}, but .* write files as Training/glioma/1\.png"):
+            patients.look_up(find_images(tmp_path), tmp_path)
 
 
 def test_a_bad_table_is_named(tmp_path: Path) -> None:
@@ -265,6 +272,11 @@ def test_a_bad_table_is_named(tmp_path: Path) -> None:
         patients.load(path)
     path.write_text("file,patient,label\na/b.jpg,p,glioma\na/b.png,q,glioma\n")
     with pytest.raises(ValueError, match="a/b twice"):
+        patients.load(path)
+    path.write_text("file,patient,label\na/1.2.1,p,glioma\na/1.2.2,q,glioma\n")  # a dot, but no ending
+    assert set(patients.load(path)) == {"a/1.2.1", "a/1.2.2"}
+    path.write_text("file,patient,label\na/b.jpg,Müller,glioma\n", encoding="cp1252")
+    with pytest.raises(ValueError, match=r"table\.csv cannot be read: save it as CSV in UTF-8"):
         patients.load(path)
     path.write_text("file,patient,label\na/b.jpg,p,Glioma\n")
     with pytest.raises(ValueError, match=r"table\.csv calls a/b 'Glioma': a label must be glioma, "):

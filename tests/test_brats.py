@@ -1,6 +1,7 @@
 """datasets/brats.py and brats_files.py: every layout gives the same case, and bad input one clear sentence."""
 
 import csv
+import gzip
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -270,13 +271,21 @@ def test_two_releases_in_one_folder(nifti: Path, hdf5: Path) -> None:
     assert "BraTS20_Training_001_" in message and "volume_1_slice_" in message
 
 
+def huge(data: bytes) -> bytes:
+    """The header of a NIfTI file says 32767 voxels along each axis, more than any memory holds."""
+    whole = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    damaged = whole[:42] + np.full(3, 32767, "<i2").tobytes() + whole[48:]
+    return gzip.compress(damaged) if data.startswith(b"\x1f\x8b") else damaged
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("damage", [
     lambda data: data[: len(data) // 2],
     lambda data: data[:-4],
     lambda data: b"",
     lambda data: b"<html>404 Not Found</html>" * 100,
-], ids=["half", "four bytes short", "empty", "text"])
+    lambda data: huge(data),
+], ids=["half", "four bytes short", "empty", "text", "huge"])
 def test_damaged_nifti(damage: Callable[[bytes], bytes], suffix: str, tmp_path: Path) -> None:
     path = write_nifti(tmp_path, suffix=suffix) / f"BraTS20_Training_001_t2{suffix}"
     path.write_bytes(damage(path.read_bytes()))

@@ -60,6 +60,8 @@ def test_a_temperature_calibrates_an_overconfident_model_and_leaves_its_decision
     after = c.calibration_error(c.softmax(overconfident, temperature), labels)
     assert before > 0.1 and after < 0.03
     assert (c.softmax(overconfident, temperature).argmax(axis=1) == overconfident.argmax(axis=1)).all()
+    right = logits[logits.argmax(axis=1) == labels]
+    assert c.fit_temperature(right, right.argmax(axis=1)) == 1, "nothing speaks against ever more confidence"
 
 
 def test_an_interval_over_groups_is_wider_than_one_over_images() -> None:
@@ -68,6 +70,7 @@ def test_an_interval_over_groups_is_wider_than_one_over_images() -> None:
     right = np.repeat(rng.random(40) < 0.8, 10)  # a patient is right or wrong as a whole
     accuracy, low, high = c.accuracy_interval(right, groups)
     _, near, far = c.accuracy_interval(right, np.arange(400))
+    assert np.isnan(c.accuracy_interval(right, np.zeros(400))[1:]).all(), "one group says nothing of others"
     assert accuracy == right.mean() and low < near < accuracy < far < high
     share = right.mean()
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 40), rel=0.15)

@@ -113,6 +113,14 @@ def test_folds_keep_patients_apart_and_evaluation_leaves_out_what_was_seen(optio
     stages.evaluate(moved, classification)
     left = {row["file"][:-4] for row in csv.DictReader((moved.folder / "predictions.csv").open())}
     assert left and left <= {name[:-4] for name in files[0]}
+    elsewhere = tmp_path / "elsewhere"  # other people under the same file names, in other classes
+    for path in (options.data / "Training").rglob("*.png"):
+        target = elsewhere / CLASSES[(CLASSES.index(path.parent.name) + 1) % 4] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    others = open_images(elsewhere, options.cache, options.image_size)
+    assert not stages.seen_by(header, others).any()
+    assert stages.seen_by({"seen": ["Tr-gl_00"]}, others).sum() == 1, "older headers name files without their class"
     tuned = replace(options, init=asked.evaluate, split="patient", fold=1, folds=3, name=str(tmp_path / "tuned"))
     with pytest.raises(ValueError, match="which this split tests on"):
         stages.run(tuned, classification)

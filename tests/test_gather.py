@@ -53,6 +53,10 @@ def test_folds_of_different_splits_are_refused(tmp_path: Path) -> None:
         gather.read([first, patients(tmp_path / "a_fold1of2.csv", {"p": 0.9})])
     with pytest.raises(ValueError, match="no new fold"):
         gather.read([first, first])
+    seen = tmp_path / "scores.csv"
+    seen.write_text("case,patient,trained_on,dice_WT\np,p,False,0.5\nq,q,True,0.9\n")
+    with pytest.raises(ValueError, match=r"scores\.csv: the weights were trained on q"):
+        gather.read([seen])
     other = tmp_path / "other.csv"
     other.write_text("x,y\n1,2\n")
     with pytest.raises(ValueError, match=r"other.csv is neither"):

@@ -120,17 +120,25 @@ def test_specks_do_not_count_and_nothing_at_all_is_the_whole_image() -> None:
     np.testing.assert_allclose(crop_box(image), (20, 90, 30, 80), atol=3)
     assert crop_box(np.zeros((50, 40), np.uint8)) == (0, 50, 0, 40)
     assert prepare(np.zeros((50, 40), np.uint8)).shape == (256, 256)
+    for columns in range(1, 6):  # a white page with a dark edge
+        page = np.full((200, 200), 255, np.uint8)
+        page[:, :columns] = 0
+        assert prepare(page).shape == (256, 256)
 
 
 def test_a_folder_is_preprocessed_once_and_what_is_wrong_is_told(tmp_path: Path) -> None:
     folder = tree(tmp_path / "data")
     (folder / "Training" / "glioma" / "broken.jpg").write_text("no")
     Pillow.fromarray(head((300, 300))).save(folder / "Testing" / "glioma" / "small_head.png")
+    for name in ("glioma/twin.png", "glioma/twin.bmp", "notumor/twin.png"):  # of one class, two would become one
+        Pillow.fromarray(head((100, 90))).save(folder / "Testing" / name)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     told = preprocess_folder(folder, tmp_path / "out")
     assert len(told) == 2 and any("broken.jpg" in line for line in told) and any("small_head" in line for line in told)
     made = sorted((tmp_path / "out").rglob("*.png"))
-    assert len(made) == 17 and all(Pillow.open(path).size == (256, 256) for path in made)
+    twins = [path.relative_to(tmp_path / "out" / "Testing").as_posix() for path in made if "twin" in path.name]
+    assert twins == ["glioma/twin.bmp.png", "glioma/twin.png.png", "notumor/twin.png"]
+    assert len(made) == 20 and all(Pillow.open(path).size == (256, 256) for path in made)
     times = [path.stat().st_mtime_ns for path in made]
     preprocess_folder(folder, tmp_path / "out")
     assert times == [path.stat().st_mtime_ns for path in made]

@@ -108,7 +108,7 @@ def test_an_image_is_seen_as_in_training(tmp_path: Path) -> None:
     batches = Batches(store, np.arange(len(store)), 7, CPU, prepare=classification.prepare)
     logits, _ = classification.logits_of(model, batches, mirror=True)
     expected = classification.softmax(logits, HEADER["temperature"])
-    assert predict_images.run([folder], classifier(model), tmp_path) == []
+    assert predict_images.run([folder], classifier(model), tmp_path) == (16, [])
     found = {Path(row["file"]).relative_to(folder).as_posix(): row for row in rows(tmp_path)}
     assert set(found) == set(store.index["case"]) and np.ptp(expected, axis=0).max() > 1e-3
     for name, row in zip(store.index["case"], expected, strict=True):
@@ -154,7 +154,7 @@ def test_every_kind_of_file_is_the_same_image(pixels: np.ndarray, tmp_path: Path
         most = 6 if path.suffix == ".jpg" else 1
         assert found.dtype == np.uint8 and np.abs(found.astype(int) - pixels).max() <= most
     inputs = [tmp_path, tmp_path / "without_ending"]
-    assert predict_images.run(inputs, classifier(), tmp_path / ".") == []
+    assert predict_images.run(inputs, classifier(), tmp_path / ".") == (7, [])
     found = rows(tmp_path)
     assert [Path(row["file"]).name for row in found] == [*(f"{x}" for x in (
         "a.png", "b.png", "c.tiff", "d.jpg", "e.dcm", "f.dcm", "without_ending"))]  # fmt: skip
@@ -180,6 +180,28 @@ def test_what_dicom_cannot_be_read_is_one_sentence(pixels: np.ndarray, tmp_path:
         with pytest.raises(ValueError, match=sentence) as caught:
             read_gray(tmp_path / name)
         assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damage_of_any_kind_is_one_sentence(pixels: np.ndarray, tmp_path: Path) -> None:
+    """A byte is changed, or the rest is cut off, at each place of the header: it is read, or one sentence is said."""
+    Pillow.fromarray(pixels).save(tmp_path / "a.tiff")
+    dicom(tmp_path / "a.dcm", pixels)
+    refused = dict.fromkeys((".tiff", ".dcm"), 0)
+    for path in (tmp_path / "a.tiff", tmp_path / "a.dcm"):
+        whole = path.read_bytes()
+        places = {  # headers: that of a TIFF follows its pixels; this DICOM has 16 bits a pixel
+            ".dcm": range(132, len(whole) - 2 * pixels.size), ".tiff": [*range(8), *range(8 + pixels.size, len(whole))]
+        }  # fmt: skip
+        for place in places[path.suffix]:
+            for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]):
+                path.write_bytes(damaged)
+                try:
+                    read_gray(path)
+                except ValueError as error:
+                    refused[path.suffix] += 1
+                    assert str(path) in str(error) and "\n" not in str(error)
+    assert min(refused.values()) > 50
 
 
 # ------------------------------------------------------------------------------------------------ the script
@@ -209,6 +231,8 @@ def test_a_bad_image_does_not_stop_the_others(
     line = next(line for line in captured.out.splitlines() if line.startswith(str(scan)))
     assert line.split()[1:] == [row["prediction"], *(f"{float(row[name]):.3f}" for name in CLASSES)]
     assert run(str(scan.parent / "sc*.png"), weights=(weights,), out=out) == 0
+    assert run(scan.parent / "text.png", weights=(weights,), out=tmp_path / "nothing") == 2
+    assert not list((tmp_path / "nothing").iterdir())
 
 
 class Stopping(predict_images.Classifier):

@@ -110,7 +110,7 @@ def case(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_prediction_lies_on_the_case(name: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "in", "a", name)
-    assert predict_scans.run([folder], segmenter(), tmp_path) == []
+    assert predict_scans.run([folder], segmenter(), tmp_path) == (1, [])
     made, t1, truth = (nib.load(path) for path in (
         tmp_path / "a_pred.nii.gz", folder / "a_t1.nii.gz", folder / "a_seg.nii.gz"))  # fmt: skip
     assert made.shape == t1.shape and made.get_data_dtype() == np.uint8
@@ -162,7 +162,7 @@ def test_hdf5_slices(tmp_path: Path) -> None:
     images[2][codes == 4] = 500
     order = ("flair", "t2", "t1c", "t1")
     phantom.write_hdf5(tmp_path / "in", 7, images[::-1], codes)
-    assert predict_scans.run([tmp_path / "in"], segmenter(), tmp_path, modalities=order) == []
+    assert predict_scans.run([tmp_path / "in"], segmenter(), tmp_path, modalities=order) == (1, [])
     made = nib.load(tmp_path / "volume_7_pred.nii.gz")
     np.testing.assert_array_equal(np.asarray(made.dataobj), codes)
     np.testing.assert_array_equal(made.affine, phantom.AFFINE)
@@ -180,7 +180,7 @@ def test_a_large_brain_enlarges_the_window(case: Path) -> None:
 @pytest.mark.parametrize(("named", "written", "enhancing"), [("2021", "2023", 3), ("2023", "2021", 4)])
 def test_label_conventions(named: str, written: str, enhancing: int, tmp_path: Path) -> None:
     folder = write(tmp_path / "in", "a", convention=named)
-    assert predict_scans.run([folder], segmenter(), tmp_path, labels=written) == []
+    assert predict_scans.run([folder], segmenter(), tmp_path, labels=written) == (1, [])
     made = np.asarray(nib.load(tmp_path / "a_pred.nii.gz").dataobj)
     assert np.unique(made).tolist() == [0, 1, 2, enhancing]
     assert float(next(csv.DictReader((tmp_path / "scores.csv").open()))["dice_ET"]) == 1
@@ -190,7 +190,7 @@ def test_volumes_scores_and_picture(tmp_path: Path, capsys: pytest.CaptureFixtur
     folder = tmp_path / "in"
     names = {"a": "RAS thick", "known": "LPS", "untold": "LPS"}
     paths = {name: write(folder, name, on, truth=name != "untold") for name, on in names.items()}
-    assert predict_scans.run([folder], segmenter(), tmp_path) == []
+    assert predict_scans.run([folder], segmenter(), tmp_path) == (3, [])
     rows = {row["case"]: row for row in csv.DictReader((tmp_path / "volumes.csv").open())}
     assert list(rows) == list(names)
     truth = np.asarray(nib.load(paths["known"] / "known_seg.nii.gz").dataobj)
@@ -221,11 +221,25 @@ def test_leaky_weights_have_seen_the_patients_of_their_slices(
     split = splits.Split("slice", ["known:3", "other:4"], [], ["known:5"], "LEAKY: slices shuffled, seed 0")
     network = Threshold()
     network.header = HEADER | {"split": asdict(split)}
-    assert predict_scans.run([tmp_path / "in"], segmenter(network), tmp_path) == []
+    assert predict_scans.run([tmp_path / "in"], segmenter(network), tmp_path) == (2, [])
     scores = {row["case"]: row["trained_on"] for row in csv.DictReader((tmp_path / "scores.csv").open())}
     assert scores == {"known": "True", "new": "False"}
     said = capsys.readouterr().out
     assert "LEAKY: slices shuffled, seed 0\n\n| case |" in said and "| known* |" in said and "| new |" in said
+
+
+def test_truth_that_cannot_be_understood_is_no_hindrance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in", "a")
+    assert predict_scans.run([tmp_path / "in"], segmenter(), tmp_path) == (1, [])
+    assert (tmp_path / "scores.csv").exists()
+    path = tmp_path / "in" / "a" / "a_seg.nii.gz"
+    image = nib.load(path)
+    values = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(np.where(values == 4, 3, values).astype(np.uint8), image.affine), path)
+    assert predict_scans.run([tmp_path / "in"], segmenter(), tmp_path) == (1, [])
+    assert "a: not scored, " in (said := capsys.readouterr().out) and "label 3 is not among 0, 1, 2, 4" in said
+    assert (np.asarray(nib.load(tmp_path / "a_pred.nii.gz").dataobj) == 4).sum() == (values == 4).sum()
+    assert not (tmp_path / "scores.csv").exists(), "those of the call before"
 
 
 class Stopping(predict_scans.Segmenter):
@@ -247,7 +261,7 @@ def test_what_was_found_before_a_stop_is_kept(tmp_path: Path) -> None:
 
 
 def test_nothing_marked_is_said_loudly(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert predict_scans.run([case], segmenter(Threshold(least=9)), tmp_path) == []
+    assert predict_scans.run([case], segmenter(Threshold(least=9)), tmp_path) == (1, [])
     assert "a: NOTHING MARKED" in capsys.readouterr().out
     assert not np.asarray(nib.load(tmp_path / "a_pred.nii.gz").dataobj).any()
     assert (tmp_path / "a_pred.png").stat().st_size > 0

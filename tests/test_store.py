@@ -193,7 +193,8 @@ def test_a_large_brain_enlarges_the_window(cases: Path, tmp_path: Path) -> None:
     whole = slices.open_slices(cases, tmp_path, window=(48, 64))
     assert (opened.targets > 0).sum() == (whole.targets > 0).sum()
     before = sorted(tmp_path.iterdir())
-    slices.open_slices(cases, tmp_path, window=(16, 16))
+    again = slices.open_slices(cases, tmp_path, window=(16, 16))
+    assert opened.options["window"] == again.options["window"] == box.tolist()
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -210,6 +211,12 @@ def test_hdf5_and_nifti_of_a_patient_give_the_same_store(tmp_path: Path) -> None
         np.testing.assert_array_equal(column, other.index[name])
     assert [{**row, "patient": ""} for row in one.info] == [{**row, "patient": ""} for row in other.info]
     assert set(np.unique(one.targets)) <= {0, 1, 2, 3} and (one.targets > 0).sum() == (labels > 0).sum()
+
+
+def test_pixels_of_another_size_are_refused() -> None:
+    case = brats.Case("a", "p", *make_case(0), np.diag([-0.5, 0.5, 3, 1]))
+    with pytest.raises(ValueError, match=r"a has pixels of 0\.5 x 0\.5 mm: resample its files to 1 mm"):
+        slices.prepare(case, WINDOW)
 
 
 def test_a_bad_case_among_good_ones_stops_the_build(cases: Path, tmp_path: Path) -> None:

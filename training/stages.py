@@ -127,16 +127,16 @@ def precision(options: Options, device: torch.device) -> str:
 
 
 def names(store: Store, unit: splits.Unit, rows: np.ndarray) -> list[str]:
-    """What rows of a store are known by in a header: who they show, and the files, without folder and ending."""
+    """What rows of a store are known by in a header: who they show, and their bare names."""
     if unit == "slice":
         return np.unique(splits.members(store, unit)[rows]).tolist()
     return sorted({*map(bare, store.index["case"][rows].tolist()), *store.index["patient"][rows].tolist()})
 
 
 def bare(case: str) -> str:
-    """A case's name; of an image file its name without folder and ending, which copies of a data set change."""
+    """A case's name; of an image file class and name, such as glioma/1: copies of a data set change all else."""
     path = Path(case)
-    return path.stem if path.suffix.lower() in SUFFIXES else case
+    return f"{path.parent.name}/{path.stem}" if path.suffix.lower() in SUFFIXES else case
 
 
 def seen_by(header: Mapping[str, Any], store: Store) -> np.ndarray:
@@ -145,7 +145,8 @@ def seen_by(header: Mapping[str, Any], store: Store) -> np.ndarray:
     if header.get("split", {}).get("unit") == "slice":
         return np.isin(splits.members(store, "slice"), known)
     files = [bare(case) for case in store.index["case"].tolist()]
-    return np.isin(files, known) | np.isin(store.index["patient"], known)
+    older = [file.rpartition("/")[2] for file in files]  # headers used to have no class
+    return np.isin(files, known) | np.isin(older, known) | np.isin(store.index["patient"], known)
 
 
 def seen(options: Options, store: Store, split: Split) -> list[str]:
@@ -215,6 +216,8 @@ def evaluate(options: Options, task: Task) -> None:
         rows = np.flatnonzero(~seen_by(model.header, store))
         if not len(rows):
             raise ValueError(f"{options.evaluate} was trained on all of {options.data}: there is nothing to test on")
+        if len(rows) < len(store):
+            say(f"{len(store) - len(rows)} of {len(store)} samples are left out: {options.evaluate} has seen them")
         if distributed.rank() == 0 and (folder / cli.SAVED).exists():
             cli.keep(options, folder, FREE_TO_EVALUATE)  # here already: measuring takes long
         measured = task.measure(options, model, store, rows, model.header)

@@ -63,12 +63,15 @@ def per_class(table: np.ndarray) -> dict[str, np.ndarray]:
 def accuracy_interval(right: np.ndarray, groups: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Accuracy with the ends of its 95 % interval.
 
-    Bootstrap over groups (10,000 resamples), not over images: ten slices of one patient are not ten patients.
+    Bootstrap over groups (10,000 resamples), not over images: ten slices of one patient are not ten patients. The ends
+    are NaN where there is one group only.
 
     Args:
         right: (N,) bool; groups: (N,) to which group an image belongs.
     """
     _, which = np.unique(groups, return_inverse=True)
+    if which.max() == 0:
+        return float(right.mean()), float("nan"), float("nan")
     hits, sizes = np.bincount(which, right.astype(float)), np.bincount(which)
     rng = np.random.default_rng(seed)
     found = np.empty(10_000)
@@ -108,10 +111,14 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature with the smallest cross-entropy on these images, which must not be test images.
 
-    Guo 2017, arXiv 1706.04599. Logits (N, C), labels (N,). Between 0.05 and 20.
+    Guo 2017, arXiv 1706.04599. Logits (N, C), labels (N,). Between 0.05 and 20; 1 where all answers are right, since
+    cross-entropy then asks for ever more confidence.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
+
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         scaled = log_softmax(logits / np.exp(log_temperature), axis=1)

@@ -65,7 +65,8 @@ def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
     """The results by method, and the runs without any.
 
     Raises:
-        ValueError: a case was tested twice, folds are not of one split, or a table is empty or of no kind known here.
+        ValueError: a case was tested twice or trained on, folds are not of one split, or a table is empty or of no kind
+            known here.
     """
     results: dict[str, Result] = {}
     without = []
@@ -88,6 +89,8 @@ def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
             case = row.get("case") or row.get("file")
             if case is None or not {"dice_WT", "truth"} & set(row):
                 raise ValueError(f"{path} is neither a patients.csv nor a predictions.csv: give folders of runs")
+            if row.get("trained_on") == "True":
+                raise ValueError(f"{path}: the weights were trained on {case}, remove its row: it was no test")
             if case in result.rows:
                 raise ValueError(f"{case} stands in two folds of {method}, {path} is one: these are not one split")
             result.rows[case] = row

@@ -71,14 +71,15 @@ def main(
     paths = expand(inputs)
     if task == "segmentation":
         segmenter = predict_scans.Segmenter(ensemble, where, batch_size, tta)
-        failed = predict_scans.run(paths, segmenter, out, labels, modalities)
+        done, failed = predict_scans.run(paths, segmenter, out, labels, modalities)
     else:
         classifier = predict_images.Classifier(ensemble, where, batch_size, tta)
-        failed = predict_images.run(paths, classifier, out, explain)
-    print(f"Results are in {out}. For research and teaching: not for diagnosis.")
+        done, failed = predict_images.run(paths, classifier, out, explain)
+    if done:
+        print(f"Results are in {out}. For research and teaching: not for diagnosis.")
     if failed:
         print("\n".join([f"error: {len(failed)} not predicted:", *failed]), file=sys.stderr)
-        sys.exit(1)
+        sys.exit(1 if done else 2)
 
 
 def one_task(headers: Mapping[str, Mapping[str, Any]]) -> str:

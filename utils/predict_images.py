@@ -89,14 +89,14 @@ class Classifier:
         return classification.prepare(torch.from_numpy(np.stack(heads))[:, None].float().to(self.device))
 
 
-def run(paths: Sequence[Path], classifier: Classifier, out: Path, explained: bool = False) -> list[str]:
+def run(paths: Sequence[Path], classifier: Classifier, out: Path, explained: bool = False) -> tuple[int, list[str]]:
     """Classify all images in `paths`, print the answers and write them into `out`.
 
     Args:
         explained: also a picture an image of where the models looked.
 
     Returns:
-        a sentence for each image that could not be classified.
+        how many were classified, and a sentence for each image that could not be.
 
     Raises:
         ValueError, FileNotFoundError: there is no image at all, two have one name, or `out` cannot be written.
@@ -131,7 +131,7 @@ def run(paths: Sequence[Path], classifier: Classifier, out: Path, explained: boo
         if rows:
             write_csv(spare(out / "predictions.csv", files), rows)
             print(table(rows))
-    return failed
+    return len(rows), failed
 
 
 def find(paths: Sequence[Path]) -> dict[Path, str]:

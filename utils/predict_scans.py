@@ -6,7 +6,7 @@ together `volumes.csv`, and `scores.csv` of those that come with the truth.
 
 import gzip
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Segmenter:
 def run(
     paths: Sequence[Path], segmenter: Segmenter, out: Path, labels: str = "2021",
     modalities: Sequence[str] = brats.MODALITIES,
-) -> list[str]:  # fmt: skip
+) -> tuple[int, list[str]]:  # fmt: skip
     """Segment all cases in `paths`, and write what was found into `out`.
 
     Args:
@@ -84,7 +84,7 @@ def run(
         modalities: order of the channels in HDF5 slices.
 
     Returns:
-        a sentence for each case that could not be segmented.
+        how many were segmented, and a sentence for each case that could not be.
 
     Raises:
         ValueError, FileNotFoundError: there is no case at all, or `out` cannot be written.
@@ -101,6 +101,10 @@ def run(
     def read(source: brats.Source) -> brats.Case | str:
         try:
             return brats.read_case(source, modalities=modalities, need_labels=False)
+        except brats.BadLabels as error:
+            tqdm.write(f"{source.case}: not scored, {str(error).partition(';')[0]}")
+            files = {part: path for part, path in source.files.items() if part != "seg"}
+            return read(replace(source, files=files))
         except (ValueError, OSError) as error:
             return str(error)
 
@@ -127,11 +131,13 @@ def run(
         with replacing(out / f"{case.case}_pred.png") as temporary:
             plots.overview(case, codes, text).savefig(temporary, format="png")
         write_csv(out / "volumes.csv", volumes)  # after each case: what is done stays, however this ends
-        if case.labels is not None:
+        if scores:
             write_csv(out / "scores.csv", scores)
+        else:
+            (out / "scores.csv").unlink(missing_ok=True)  # of an earlier call, on other cases
     if scores:
         print("\n\n".join([*leaks(headers), score_table(scores)]))
-    return failed
+    return len(volumes), failed
 
 
 def find(paths: Sequence[Path]) -> tuple[list[brats.Source], list[str]]:
@@ -148,8 +154,10 @@ def find(paths: Sequence[Path]) -> tuple[list[brats.Source], list[str]]:
             for source in of_folder(path) if path.is_dir() else _case_of(path, of_folder(path.parent)):
                 if (other := found.setdefault(source.case, source)) != source:
                     raise ValueError(f"{source.pattern}: {other.pattern} has the same name; predict them separately")
-        except (ValueError, FileNotFoundError) as error:
+        except FileNotFoundError as error:
             failed.append(f"{error}{_kind(path)}")
+        except ValueError as error:
+            failed.append(str(error))
     if not found:
         raise ValueError(failed[0])
     return list(found.values()), failed
@@ -157,7 +165,7 @@ def find(paths: Sequence[Path]) -> tuple[list[brats.Source], list[str]]:
 
 def _case_of(path: Path, sources: Sequence[brats.Source]) -> list[brats.Source]:
     if not (mine := [source for source in sources if path in source.paths()]):
-        raise ValueError(f"{path}: no file of a BraTS case; give the folder of the case")
+        raise FileNotFoundError(f"{path}: no file of a BraTS case; give the folder of the case")
     return mine
 
 

@@ -14,9 +14,7 @@ import numpy as np
 import torch
 
 from datasets import brats
-
-PIXEL = 1.0  # mm, in BraTS
-NEGLIGIBLE = 1e-3  # mm
+from datasets.slices import NEGLIGIBLE, PIXEL
 
 
 def resize(volume: np.ndarray, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:

@@ -1,6 +1,6 @@
 # What the jobs share. A job sources this file and calls `train SCRIPT OPTIONS...`.
 #
-# jobs/site.sh, if there is one, is read first: modules, conda, an account (see site.example.sh).
+# jobs/site.sh, if there is one, is read first: modules, conda (see site.example.sh).
 # STAGE=FOLDER in the environment names a node-local disk: each node copies the decoded data there and reads them there.
 
 set -uo pipefail

@@ -1,6 +1,7 @@
 """ClassicUNet: 3x3 convolutions, ReLU, skips that are concatenated.
 
-Ronneberger, Fischer, Brox 2015, arXiv 1505.04597; here the convolutions are padded and upsampling is bilinear.
+Ronneberger, Fischer, Brox 2015, arXiv 1505.04597. Here the convolutions are padded, upsampling is bilinear and has no
+convolution of its own: the last convolution of a level halves the channels instead (at the bottom, 16 n becomes 8 n).
 """
 
 from torch import nn

@@ -1,4 +1,4 @@
-"""The small pieces that the three U-Nets are made of."""
+"""The small pieces that the three U-Nets are made of; the CNNs share their initialisation."""
 
 import torch
 from torch import nn

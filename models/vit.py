@@ -1,6 +1,7 @@
 """VisionTransformer: an image as a sentence of patches.
 
 Dosovitskiy 2020, arXiv 2010.11929; attention is that of Vaswani 2017, arXiv 1706.03762, normalisation comes first.
+Smaller than the sizes of the paper, and with a normalisation more, at the start of the head.
 """
 
 import torch

@@ -91,3 +91,15 @@ def test_runs_without_results_are_named_and_the_exit_code_says_so(tmp_path: Path
     shown = subprocess.run(command, capture_output=True, text=True)
     assert shown.returncode == 1 and "| done | 2 |" in shown.stdout and "| stopped |" not in shown.stdout
     assert f"missing: {stopped} has" in shown.stdout and f"missing: {tmp_path / 'gone'} has" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("marker", "tables"),
+    [("table", "brats_folds/*.csv"), ("images", "*_predictions.csv"), ("folds", "image_folds/*.csv")],
+)
+def test_the_tables_of_readme_are_those_of_the_committed_answers(marker: str, tables: str) -> None:
+    readme = (PROJECT / "README.md").read_text()
+    stated = readme.partition(f"<!-- {marker} -->")[2].partition(f"<!-- /{marker} -->")[0].strip().splitlines()
+    results, _ = gather.read(sorted((PROJECT / "models" / "saved_metrics").glob(tables)))
+    found = (gather.of_patients if marker == "table" else gather.of_images)(results).replace("_predictions |", " |")
+    assert len(stated) > 2 and not set(stated) - set(found.splitlines())

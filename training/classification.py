@@ -16,7 +16,7 @@ from datasets.images import CLASSES
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import ImageOptions
-from training.stages import no_data, precision, say
+from training.stages import chosen_precision, no_data, say
 from utils import classification, classification_plots, classification_results, distributed, plots
 from utils.classification import prepare
 from utils.losses import CrossEntropy
@@ -42,7 +42,7 @@ def make_split(options: ImageOptions, store: Store) -> Split:
 
 def train(options: ImageOptions, model: nn.Module, store: Store, split: Split, device: torch.device) -> nn.Module:
     """Fit a model on the training part; the averaged model of the last epoch."""
-    number = precision(options, device)
+    precision = chosen_precision(options, device)
     rows = split.rows(store, "train")
     data = Batches(
         store, rows, options.batch_size, device, options.seed, augment=ImageAugmentation(), prepare=prepare,
@@ -51,12 +51,12 @@ def train(options: ImageOptions, model: nn.Module, store: Store, split: Split, d
     criterion = CrossEntropy(options.label_smoothing)
     recipe = Recipe(
         options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
-        precision=number, save_every=options.save_every,
+        precision=precision, save_every=options.save_every,
     )  # fmt: skip
     watched = split.rows(store, "val")
     say(
         f"{options.folder.name}: {len(rows)} images to train on, {len(watched)} to watch, "
-        f"{len(split.rows(store, 'test'))} to test; {split.about}; {device}, {number}"
+        f"{len(split.rows(store, 'test'))} to test; {split.about}; {device}, {precision}"
     )
 
     def validate(averaged: nn.Module) -> dict[str, float]:
@@ -74,7 +74,7 @@ def predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) and true classes (N,) of rows of the store; several processes share the work."""
     mine = Batches(store, rows[distributed.rank() :: distributed.size()], 256, device, prepare=prepare)
-    logits, labels = classification.logits_of(model, mine, precision(options, device), mirror)
+    logits, labels = classification.logits_of(model, mine, chosen_precision(options, device), mirror)
     return np.stack(distributed.gathered(list(logits))), np.array(distributed.gathered(list(labels)))
 
 

@@ -86,11 +86,11 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class UNetOptions(Options):
-    """U-Nets on BraTS 2020, on a GPU."""
+    """U-Nets on BraTS; the defaults are for all of BraTS 2020 and a GPU."""
 
     model: Literal["classic_unet", "improved_unet", "attention_unet"] = "attention_unet"
     n_filters: int = 32
-    """Channels of the first level; each of the four levels doubles them."""
+    """Channels of the first level; each of the next three doubles them."""
     data: Path = ROOT / "datasets" / "segmentation"
     """Folder with BraTS cases: NIfTI (2018-2023, Decathlon) or Kaggle's HDF5 slices."""
     labels: Literal["2021", "2023", "msd"] | None = None
@@ -199,7 +199,7 @@ class CNNOptions(ImageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ViTOptions(ImageOptions):
-    """The VisionTransformer on the Brain Tumor MRI Dataset, with the published options of the model."""
+    """The VisionTransformer on the Brain Tumor MRI Dataset."""
 
     model: Literal["vit"] = "vit"
     epochs: int = 100

@@ -15,7 +15,7 @@ from datasets.slices import open_slices
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import UNetOptions
-from training.stages import no_data, precision, say
+from training.stages import chosen_precision, no_data, say
 from utils import distributed, plots, results
 from utils.evaluate import Scan, count_all, score, segment, validate
 from utils.losses import LOSSES
@@ -52,20 +52,20 @@ def train(options: UNetOptions, model: nn.Module, store: Store, split: Split, de
     empty = splits.tumour_voxels(store)[rows] == 0
     part = distributed.rank(), distributed.size()
     data = Batches(
-        store, rows, options.batch_size, device, options.seed, empty, options.tumour_free, Augmentation(),
-        resident=True, part=part,
+        store, rows, options.batch_size, device, options.seed, rare=empty, share=options.tumour_free,
+        augment=Augmentation(), resident=True, part=part,
     )  # fmt: skip
     mixed = np.random.default_rng(0).permutation(split.rows(store, "val"))  # so that each batch shows some tumour
     watched = Batches(store, mixed, options.batch_size, device, part=part)
-    number = precision(options, device)
+    precision = chosen_precision(options, device)
     criterion = LOSSES[options.loss]()
     recipe = Recipe(
         options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
-        precision=number, save_every=options.save_every,
+        precision=precision, save_every=options.save_every,
     )  # fmt: skip
     say(
         f"{folder.name}: {len(split.train)} {split.unit}s to train on, {len(split.val)} to watch, {len(split.test)} "
-        f"to test; {data.samples} slices an epoch, {device}, {number}"
+        f"to test; {data.samples} slices an epoch, {device}, {precision}"
     )
 
     def names(rows: np.ndarray) -> str:
@@ -73,7 +73,7 @@ def train(options: UNetOptions, model: nn.Module, store: Store, split: Split, de
 
     return fit(
         model, data, criterion, recipe, folder, names=names,
-        validate=(lambda averaged: validate(averaged, watched, criterion, CLASSES, number)) if split.val else None,
+        validate=(lambda averaged: validate(averaged, watched, criterion, CLASSES, precision)) if split.val else None,
     )  # fmt: skip
 
 
@@ -90,13 +90,13 @@ def curves(history: list[dict[str, float]]) -> Any:
 def measure(
     options: UNetOptions, model: nn.Module, store: Store, rows: np.ndarray, header: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], torch.Tensor]:
-    """A row of scores a case in 3-D, and counts; for a leaky split's stray slices counts alone."""
-    device = next(model.parameters(), torch.empty(0)).device
-    number = precision(options, device)
+    """A row of scores a case in 3-D, and counts (classes, 4), see `evaluate.score`; of a leaky split counts alone."""
+    device = next(model.parameters(), torch.empty(0)).device  # the reference that thresholds has no parameters
+    precision = chosen_precision(options, device)
     if header["split"]["unit"] == "slice":
         mine = rows[distributed.rank() :: distributed.size()]
-        return [], count_all(model, Batches(store, mine, 32, device), len(CLASSES), number)
-    return score(model, list(case_scans(store, rows, device)), CLASSES, REGIONS, number, header["min_volume"])
+        return [], count_all(model, Batches(store, mine, 32, device), len(CLASSES), precision)
+    return score(model, list(case_scans(store, rows, device)), CLASSES, REGIONS, precision, header["min_volume"])
 
 
 def report(
@@ -111,8 +111,8 @@ def report(
         device = next(model.parameters(), torch.empty(0)).device
         scans = {scan.case: scan for scan in case_scans(store, rows, device)}
         chosen = results.best_median_worst(scored)
-        labels = {row["case"]: segment(model, scans[row["case"]], precision(options, device), header["min_volume"])
-                  for row in chosen.values()}  # fmt: skip
+        how = chosen_precision(options, device), header["min_volume"]
+        labels = {row["case"]: segment(model, scans[row["case"]], *how) for row in chosen.values()}
         pictures = [overlay_row(store, kind, row, *labels[row["case"]]) for kind, row in chosen.items()]
         plots.overlay(pictures).savefig(options.folder / "overlay.png")
     text = results.write(options.folder, title, scored, counts, CLASSES, list(REGIONS))

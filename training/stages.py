@@ -26,6 +26,7 @@ from utils.device import best_precision, keep_freed_memory
 from utils.files import write_text
 
 RESULTS = "results.md"
+BY_NAME = "(by name: other releases may have the same patients under other names)"
 # options that may change when a run goes on
 FREE = ("resume", "save_every", "data", "cache", "device", "precision", "name")
 FREE_TO_EVALUATE = tuple(name for name in FREE if name != "data")
@@ -121,7 +122,7 @@ def build_model(options: Options) -> nn.Module:
     return model
 
 
-def precision(options: Options, device: torch.device) -> str:
+def chosen_precision(options: Options, device: torch.device) -> str:
     """What the options ask for: "fp32" or "bf16"."""
     return best_precision(device) if options.precision == "auto" else options.precision
 
@@ -156,13 +157,6 @@ def seen(options: Options, store: Store, split: Split) -> list[str]:
     return sorted({*names(store, split.unit, rows), *before})
 
 
-def by_name(header: Mapping[str, Any], store: Store) -> str:
-    """What to say where weights and data have no name in common; empty where they have."""
-    if seen_by(header, store).any():
-        return ""
-    return " (by name: other releases have the same patients under other names)"
-
-
 def refuse_overlap(options: Options, split: Split, store: Store) -> None:
     """Raises ValueError where the weights to start from have seen what this split tests on."""
     if not options.init:
@@ -189,8 +183,7 @@ def finish(options: Options, task: Task, model: nn.Module, store: Store, split: 
     made = ", ".join(f"{name} {value}" for name, value in options.architecture.items())
     title = f"{options.model}, {made}, {options.epochs} epochs, {split.about}"
     if options.init:
-        title += f", from {options.init}, which has not seen whom it is tested on"
-        title += by_name(models.read_header(options.init), store)
+        title += f", from {options.init}, which has not seen whom it is tested on {BY_NAME}"
     text, scores = task.report(options, title, model, store, rows, header, measured)
     with (folder / "history.csv").open() as file:
         history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
@@ -224,7 +217,7 @@ def evaluate(options: Options, task: Task) -> None:
         if distributed.rank() > 0:
             return
         title = f"{options.evaluate} ({model.header['split']['about']}) on what it has not seen of {options.data}"
-        title += by_name(model.header, store)
+        title += f" {BY_NAME}"
         with checkpoint.locked(folder):
             cli.keep(options, folder, FREE_TO_EVALUATE)  # not over the results of other data
             text, _ = task.report(options, title, model, store, rows, model.header, measured)

@@ -1,7 +1,7 @@
 """Losses. Each is that of the whole batch, also when several processes have a part of it each.
 
-Then a loss's value differs between the processes, and its mean over them is the loss of the batch: as
-DistributedDataParallel takes the mean of the gradients.
+The mean over the processes is then the loss of the batch, as DistributedDataParallel takes the mean of the gradients.
+Dice is the same in each; a cross-entropy is that of the process's own part, weighted.
 """
 
 import torch
@@ -18,7 +18,7 @@ def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
-    """The mean of a loss over the batch of all processes (see above)."""
+    """This process's share of the mean over the batch of all: the mean over processes is that of the batch."""
     if size() == 1:
         return values.mean()
     return values.sum() * size() / total(torch.tensor(float(values.numel()), device=values.device))

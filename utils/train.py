@@ -31,9 +31,14 @@ class Data(Protocol):
     batch_size: int
     seed: int
 
-    def __len__(self) -> int: ...
-    def steps(self, epoch: int) -> list[np.ndarray]: ...
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+    def __len__(self) -> int:
+        """Steps an epoch."""
+
+    def steps(self, epoch: int) -> list[np.ndarray]:
+        """The rows of the data set that each step of an epoch takes."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of an epoch from step `start` on, on the device: images (B, C, H, W) and their targets."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
 
     def learn(self, images: torch.Tensor, targets: torch.Tensor, criterion: nn.Module) -> None:
-        """One step of the optimizer on one batch."""
+        """One step of the optimizer on one batch: images (B, C, H, W), targets as the criterion wants them."""
         progress = (self.epoch * self.steps + self.step + 1) / (self.recipe.epochs * self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * self.recipe.factor(progress)
@@ -160,6 +165,9 @@ def fit(
 
     Args:
         model: on its device, in the memory format it shall have.
+        data: the batches of each epoch.
+        criterion: takes logits and targets, returns a scalar, the mean over the batch.
+        folder: of the run.
         validate: called with the averaged model after each epoch; its numbers go into the epoch's row.
         score: the number of validation by which `best.pt` is kept.
         names: rows of the data as text, for the message of a stop.
@@ -212,7 +220,8 @@ def train_one_epoch(
     )  # fmt: skip
     for images, targets in bar:
         waited += time.perf_counter() - asked
-        torch.manual_seed(hash((data.seed, run.epoch, run.step)) + distributed.rank() & (2**63 - 1))  # for dropout
+        of_step = hash((data.seed, run.epoch, run.step))  # of whole numbers: the same in each process and run
+        torch.manual_seed((of_step + distributed.rank()) & (2**63 - 1))  # for dropout
         run.learn(images, targets, criterion)
         if run.step % READ_EVERY == 0 or run.step == run.steps:
             check_finite(run, data, names)

@@ -8,7 +8,8 @@ Three layouts are published, and told apart by the names:
     hdf5    volume_<N>_slice_<M>.h5                   BraTS 2020 on Kaggle (awsaf49/brats2020-training-data)
 
 They are re-releases of largely the same patients, under other names. A folder therefore holds one kind: two
-at once would put one patient on both sides of a split.
+at once would put one patient on both sides of a split. (2018 to 2021 are named alike: whoever mixes these has
+to know that their patients differ.)
 """
 
 import os

@@ -4,6 +4,7 @@ A B C A B C ...: a slow minute of the machine hits all of them, and the ratio of
 of its own, because a peak of memory, an allocator's settings and a library's threads belong to a process.
 """
 
+import atexit
 import platform
 import statistics
 import time
@@ -107,6 +108,7 @@ def _process() -> Executor:
 
 
 _loops: dict[str, Loop] = {}  # of a case's process: its own
+atexit.register(_loops.clear)  # before Python takes the modules away that their threads still use
 
 
 def _build(case: Case) -> int:

@@ -95,7 +95,8 @@ def test_runs_without_results_are_named_and_the_exit_code_says_so(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("marker", "tables"),
-    [("table", "brats_folds/*.csv"), ("images", "*_predictions.csv"), ("folds", "image_folds/*.csv")],
+    [("table", "brats_folds/*.csv"), ("images", "*_predictions.csv"), ("folds", "image_folds/*.csv"),
+     ("variants", "image_variants/*.csv")],
 )
 def test_the_tables_of_readme_are_those_of_the_committed_answers(marker: str, tables: str) -> None:
     readme = (PROJECT / "README.md").read_text()

@@ -1,5 +1,6 @@
 """One slice of a DICOM file, as a viewer would show it."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,6 @@ def read_slice(path: Path) -> Pillow.Image:
     Raises:
         ValueError: damaged, without pixels, of several frames, or compressed in a way that needs another package.
     """
-    import struct
-
     import pydicom
     from pydicom.errors import BytesLengthException, InvalidDicomError
     from pydicom.pixels import apply_modality_lut, apply_voi_lut

@@ -19,6 +19,8 @@ class VisionTransformer(Model):
         patch_size: pixels along a side of a patch; image_size must be a multiple of it.
         dim: width of a token; it must be a multiple of `heads`.
         mlp_dim: hidden width of the two linear layers in each block.
+        patch_dropout: share of the patches that an image goes without in training, drawn anew each time: half of the
+            work, and augmentation (Liu 2022, arXiv 2208.07220).
 
     Raises:
         ValueError: the numbers do not go together.
@@ -26,19 +28,22 @@ class VisionTransformer(Model):
 
     def __init__(
         self, in_channels: int = 3, num_classes: int = 4, image_size: int = 128, patch_size: int = 16, dim: int = 512,
-        depth: int = 10, heads: int = 8, mlp_dim: int = 1024, dropout: float = 0.1,
+        depth: int = 10, heads: int = 8, mlp_dim: int = 1024, dropout: float = 0.1, patch_dropout: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__()
-        if min(in_channels, num_classes, patch_size, dim, depth, heads, mlp_dim) < 1 or not 0 <= dropout < 1:
-            raise ValueError("Sizes must be positive, dropout at least 0 and less than 1.")
+        if min(in_channels, num_classes, patch_size, dim, depth, heads, mlp_dim) < 1:
+            raise ValueError("All sizes must be positive.")
+        if not (0 <= dropout < 1 and 0 <= patch_dropout < 1):
+            raise ValueError("dropout and patch_dropout must be at least 0 and less than 1.")
         if image_size < patch_size or image_size % patch_size:
             raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}: take one that is.")
         if dim % heads:
             raise ValueError(f"dim {dim} is not a multiple of heads {heads}: take one that is.")
-        tokens = (image_size // patch_size) ** 2 + 1
+        patches = (image_size // patch_size) ** 2
+        self.kept = max(1, round(patches * (1 - patch_dropout)))
         self.patches = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
-        self.positions = nn.Parameter(torch.randn(1, tokens, dim) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, 1 + patches, dim) * 0.02)
         self.dropout = QuickDropout(dropout)
         self.blocks = nn.Sequential(*(Block(dim, heads, mlp_dim, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
@@ -47,10 +52,19 @@ class VisionTransformer(Model):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, in_channels, image_size, image_size) -> logits (B, num_classes)."""
         x = self.patches(images).flatten(2).transpose(1, 2)  # (B, patches, dim)
-        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
-        x = self.dropout(x + self.positions)
+        x = self.some(x + self.positions[:, 1:])
+        first = self.class_token + self.positions[:, :1]
+        x = self.dropout(torch.cat([first.expand(len(x), -1, -1), x], dim=1))
         x = self.norm(self.blocks(x))
         return self.head(x[:, 0])
+
+    def some(self, patches: torch.Tensor) -> torch.Tensor:
+        """A random choice of each image's patches, (B, patches, dim) -> (B, kept, dim); all, except in training."""
+        batch, count, dim = patches.shape
+        if not self.training or self.kept == count:
+            return patches
+        drawn = torch.rand(batch, count, device=patches.device).argsort(dim=1)[:, : self.kept, None]
+        return patches.gather(1, drawn.expand(-1, -1, dim))
 
 
 class Block(nn.Module):

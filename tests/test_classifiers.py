@@ -68,6 +68,27 @@ def test_options_of_the_vision_transformer() -> None:
     assert model(batch(2, 3, 48, 48)).shape == (2, 4)
     with pytest.raises(ValueError, match="dim 20 is not a multiple of heads 8"):
         models.build("vit", dim=20)
+    with pytest.raises(ValueError, match="patch_dropout must be"):
+        models.build("vit", patch_dropout=1.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.99])
+def test_in_training_a_transformer_sees_some_patches_of_each_image(share: float) -> None:
+    torch.manual_seed(0)
+    model = models.build("vit", image_size=32, patch_size=8, dim=24, depth=1, heads=3, dropout=0.0, patch_dropout=share)
+    seen = []
+    model.blocks.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    images = batch(6, 3, 32, 32)
+    whole, kept = model.eval()(images), model.train()(images)
+    every, some = seen
+    assert every.shape == (6, 17, 24) and some.shape == (6, 1 + max(1, round(16 * (1 - share))), 24)
+    torch.testing.assert_close(some[:, 0], every[:, 0])  # the class token stays
+    same = torch.cdist(some, every) < 1e-4  # each token is one of the image's own, with the position it had
+    places = same.int().argmax(dim=2)
+    assert (same.sum(dim=2) == 1).all() and all(len(set(found)) == len(found) for found in places.tolist())
+    if 0 < share < 0.9:
+        assert len({tuple(found) for found in places.tolist()}) > 1  # other ones of each image
+    assert torch.allclose(kept, whole, atol=1e-5) == (share == 0)
 
 
 def test_the_skip_connections_are_what_is_added() -> None:

@@ -42,6 +42,8 @@ class Setting:
     image_size: int
     precision: str = "fp32"
     window: tuple[int, int] = WINDOW
+    patch_dropout: float = 0.0
+    """Of vit: the share of patches that a step does without."""
 
     @property
     def segmentation(self) -> bool:
@@ -53,7 +55,8 @@ def build(setting: Setting) -> nn.Module:
     torch.manual_seed(0)
     if setting.segmentation:
         return models.build(setting.model, n_filters=setting.n_filters)
-    return models.build(setting.model, image_size=setting.image_size)
+    options = {"patch_dropout": setting.patch_dropout} if setting.model == "vit" else {}
+    return models.build(setting.model, image_size=setting.image_size, **options)
 
 
 def open_store(setting: Setting) -> tuple[Store, np.ndarray]:

@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
     name: str
     make: Callable[[], Loop]
-    limited: bool = False  # the network, pixels and precision of the limit: to be compared with it
+    limit: str | None = None  # the name of the limit with the same network, pixels and precision
 
 
 class Turn(NamedTuple):

@@ -9,7 +9,8 @@ the median of its turns (lowest to highest), a ratio that of the ratios turn by 
 
 predecessor    the plain loop of many public projects, see `predecessor.py`
 pipelines      MONAI's CacheDataset or torchvision's ImageFolder with loader workers, around our network and step
-ours           `utils.train` on our batches, from the whole 240 x 240 slice and from our crop
+ours           `utils.train` on our batches: from the whole 240 x 240 slice and from our crop; VisionTransformer on all
+               patches of an image and, as in its recipe, on half of them
 limit          ours on one batch that lies ready: the same training step, no data work
 networks       those of MONAI, nnU-Net and torchvision in our pipeline
 
@@ -65,24 +66,30 @@ def cases(setting: "Setting", best: str) -> list["Case"]:
     found = []
     if setting.segmentation:
         crop = "{} x {}".format(*setting.window)
+        limit = f"limit, {crop}, {best}"
         found.append(Case("predecessor, 240 x 240, fp32", partial(predecessor.segmentation, setting)))
         around = partial(pipeline.ours, quick, data=peers.monai_batches)
-        found.append(Case(f"MONAI's pipeline, {crop}, {best}", around, limited=True))
+        found.append(Case(f"MONAI's pipeline, {crop}, {best}", around, limit))
         for window in (WHOLE, setting.window):
             for precision in dict.fromkeys(("fp32", best)):
                 mine = replace(setting, window=window, precision=precision)
                 name = f"ours, {window[0]} x {window[1]}, {precision}"
-                found.append(Case(name, partial(pipeline.ours, mine), mine == quick))
-        return [*found, Case(f"limit, {crop}, {best}", partial(pipeline.limit, quick))]
+                found.append(Case(name, partial(pipeline.ours, mine), limit if mine == quick else None))
+        return [*found, Case(limit, partial(pipeline.limit, quick))]
+    limit = f"limit, {best}"
     found.append(Case("predecessor, fp32", partial(predecessor.classification, setting)))
-    found.append(Case(f"torchvision's pipeline, {best}", partial(peers.torchvision_pipeline, quick), limited=True))
+    found.append(Case(f"torchvision's pipeline, {best}", partial(peers.torchvision_pipeline, quick), limit))
     if setting.model in peers.CLASSIFICATION:
         other = partial(pipeline.ours, quick, peers.torchvision_network)
         found.append(Case(f"torchvision's {setting.model}, our pipeline, {best}", other))
     for precision in dict.fromkeys(("fp32", best)):
         mine = replace(setting, precision=precision)
-        found.append(Case(f"ours, {precision}", partial(pipeline.ours, mine), mine == quick))
-    return [*found, Case(f"limit, {best}", partial(pipeline.limit, quick))]
+        found.append(Case(f"ours, {precision}", partial(pipeline.ours, mine), limit if mine == quick else None))
+    if setting.model == "vit":
+        recipe, of_half = replace(quick, patch_dropout=0.5), f"limit, half of the patches, {best}"
+        found.append(Case(f"ours, half of the patches, {best}", partial(pipeline.ours, recipe), of_half))
+        found.append(Case(of_half, partial(pipeline.limit, recipe)))
+    return [*found, Case(limit, partial(pipeline.limit, quick))]
 
 
 def networks(setting: "Setting", mine: list[str]) -> list["Case"]:
@@ -97,7 +104,7 @@ def networks(setting: "Setting", mine: list[str]) -> list["Case"]:
     ]
 
 
-def report(found: list["Case"], results: dict[str, "Result"], unit: str, baseline: str, limit: str | None) -> str:
+def report(found: list["Case"], results: dict[str, "Result"], unit: str, baseline: str) -> str:
     """The table of a group of cases, ratios to the first."""
     from statistics import median
 
@@ -106,11 +113,12 @@ def report(found: list["Case"], results: dict[str, "Result"], unit: str, baselin
 
     first = found[0].name
     header = ["case", f"{unit}/s", f"x {baseline}", "waiting", "memory (GB)", "parameters"]
-    header += ["of the limit"] if limit else []
+    limits = any(case.limit for case in found)
+    header += ["of the limit"] if limits else []
     rows = []
     for case in found:
         result = results[case.name]
-        share = [compared(results, case.name, limit, 3) if case.limited else ""] if limit else []
+        share = [compared(results, case.name, case.limit, 3) if case.limit else ""] if limits else []
         waiting = f"{median(turn.waited for turn in result.turns):.1%}"
         rows.append([case.name, spread(result.speeds, 1), compared(results, case.name, first, 2), waiting,
                      f"{result.memory:.2f}", f"{result.parameters:,}", *share])  # fmt: skip
@@ -170,13 +178,13 @@ def main(options: Options) -> None:
             unit = "slices" if name in unets else "images"
             title = f"{name}, batch {mine.batch_size}" + (f", n_filters {mine.n_filters}" if name in unets else "")
             roof = alone(roofline.measure, replace(mine, precision=best))
-            show(title, report(found, results, unit, "predecessor", limit), roof.line(max(results[limit].speeds)))
+            show(title, report(found, results, unit, "predecessor"), roof.line(max(results[limit].speeds)))
         if unets:
             mine = replace(setting(unets[0]), precision=best)
             found = networks(mine, unets)
             results = side_by_side(found, options.turns, options.seconds)
             title = f"Networks in our pipeline, n_filters {mine.n_filters}, batch {mine.batch_size}, {best}"
-            show(title, report(found, results, "slices", unets[0], None))
+            show(title, report(found, results, "slices", unets[0]))
 
 
 def show(title: str, *paragraphs: str) -> None:

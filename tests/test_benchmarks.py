@@ -1,6 +1,7 @@
 """The speed benchmarks: they run, their tables have all rows, and the predecessor computes what it should."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -125,6 +126,15 @@ def test_the_predecessor_has_pytorchs_own_convolutions() -> None:
     plain.load_state_dict(ours.state_dict())
     images = torch.randn(1, 4, 32, 32)
     torch.testing.assert_close(plain(images), ours(images))
+
+
+def test_the_cases_of_a_transformer() -> None:
+    setting = pipeline.Setting("vit", Path(), Path(), CPU, 4, 8, 128)
+    assert [pipeline.build(replace(setting, patch_dropout=share)).kept for share in (0.0, 0.5)] == [64, 32]
+    for name, extra in (("vit", 2), ("alexnet", 0)):
+        found = training.cases(replace(setting, model=name), "bf16")
+        assert sum("half of the patches" in case.name for case in found) == extra
+        assert {case.limit for case in found} - {None} == {case.name for case in found if case.name[:5] == "limit"}
 
 
 def counting(sleep: float) -> timing.Loop:

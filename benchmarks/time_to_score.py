@@ -2,10 +2,10 @@
 
     python benchmarks/time_to_score.py --classification FOLDER --segmentation FOLDER
 
-Both train the same network on the same samples for the same number of epochs and are watched on the same others: for
-custom_cnn 15 % of Training by group (accuracy), for classic_unet a quarter of the patients (mean Dice of NCR, ED and ET
-from counts; trained on slices with tumour). The seconds are those of training alone, each in a process of its own and
-once: what is read from files in every step by the one has been decoded into a store before by the other.
+Both train the same network on the same samples for the same number of epochs and are watched on the same others: the
+classifiers on 15 % of Training by group (accuracy), the U-Nets on a quarter of the patients (mean Dice of NCR, ED and
+ET from counts; trained on slices with tumour). The seconds are those of training alone, each in a process of its own
+and once: what is read from files in every step by the one has been decoded into a store before by the other.
 """
 
 import sys
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.options import CNNOptions, UNetOptions
+from benchmarks.training import BATCH_SIZES, SLICES, Name
+from training.options import CNNOptions, UNetOptions, ViTOptions
 from utils import cli
 
 if TYPE_CHECKING:
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
 
     from benchmarks.pipeline import Setting
 
-    Job = tuple[Setting, CNNOptions | UNetOptions]
-
-Name = Literal["custom_cnn", "classic_unet"]
-SCORES = {"custom_cnn": ("accuracy", "accuracy"), "classic_unet": ("dice_mean", "Dice")}  # column, what it is
+    Job = tuple[Setting, CNNOptions | ViTOptions | UNetOptions]
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,8 @@ def ours(job: "Job") -> list[Epoch]:
     with (options.folder / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     seconds = accumulate(float(row["seconds"]) for row in rows)
-    return [Epoch(passed, float(row[SCORES[setting.model][0]])) for passed, row in zip(seconds, rows, strict=True)]
+    column = "dice_mean" if setting.segmentation else "accuracy"
+    return [Epoch(passed, float(row[column])) for passed, row in zip(seconds, rows, strict=True)]
 
 
 def predecessor(job: "Job") -> list[Epoch]:
@@ -131,7 +130,7 @@ def report(model: str, before: list[Epoch], now: list[Epoch]) -> str:
     """The two courses, and when ours has the predecessor's best."""
     from utils.markdown import table
 
-    name = SCORES[model][1]
+    name = "Dice" if model.endswith("unet") else "accuracy"
     rows = [[str(number), f"{old.seconds:.0f}", f"{old.score:.3f}", f"{new.seconds:.0f}", f"{new.score:.3f}"]
             for number, (old, new) in enumerate(zip(before, now, strict=True), 1)]  # fmt: skip
     text = table([["epoch", "predecessor: seconds", name, "ours: seconds", name], *rows])
@@ -143,18 +142,19 @@ def report(model: str, before: list[Epoch], now: list[Epoch]) -> str:
     return f"{text}\n\n{reached}, ours {there.seconds:.0f} s: {best.seconds / there.seconds:.1f} times sooner."
 
 
-def recipe(name: Name, options: Options, scratch: Path) -> CNNOptions | UNetOptions:
-    """Our training script's options; writes the slices that the U-Net is trained on."""
+def recipe(name: Name, options: Options, scratch: Path) -> CNNOptions | ViTOptions | UNetOptions:
+    """Our training script's options; writes the slices that the U-Nets are trained on."""
     from benchmarks import startup
-    from benchmarks.training import BATCH_SIZES, SLICES
 
-    shared: dict[str, Any] = {"cache": scratch / "cache", "epochs": options.epochs, "name": str(scratch / name)}
-    if name == "custom_cnn":
-        images = startup.images_folder(options.classification)
-        return CNNOptions(model=name, data=images, batch_size=BATCH_SIZES[name], **shared)
-    startup.write_slices(options.segmentation, scratch / "slices", options.patients)
-    return UNetOptions(model=name, n_filters=options.n_filters, data=scratch / "slices", val=0.25, test=0.1,
-                       tumour_free=0.0, batch_size=2 * SLICES, **shared)  # fmt: skip
+    shared: dict[str, Any] = {"model": name, "cache": scratch / "cache", "epochs": options.epochs,
+                              "name": str(scratch / name)}  # fmt: skip
+    if name in BATCH_SIZES:
+        kind = ViTOptions if name == "vit" else CNNOptions
+        return kind(data=startup.images_folder(options.classification), batch_size=BATCH_SIZES[name], **shared)
+    if not (slices := scratch / "slices").exists():
+        startup.write_slices(options.segmentation, slices, options.patients)
+    return UNetOptions(n_filters=options.n_filters, data=slices, val=0.25, test=0.1, tumour_free=0.0,
+                       batch_size=2 * SLICES, **shared)  # fmt: skip
 
 
 def main(options: Options) -> None:

@@ -170,10 +170,11 @@ def test_larger_than_memory_measures_both_stores_and_removes_them(
     assert list((tmp_path / "disk").iterdir()) == []
 
 
-def test_both_ways_are_watched_until_the_end(images: Path, tmp_path: Path) -> None:
-    options = time_to_score.Options(("custom_cnn",), tmp_path, images, epochs=2, device="cpu")
-    recipe = time_to_score.recipe("custom_cnn", options, tmp_path / "scratch")
-    setting = pipeline.Setting("custom_cnn", recipe.data, recipe.cache, CPU, recipe.batch_size, 8, 128)
+@pytest.mark.parametrize("name", ["custom_cnn", "vit"])
+def test_both_ways_are_watched_until_the_end(name: training.Name, images: Path, tmp_path: Path) -> None:
+    options = time_to_score.Options((name,), tmp_path, images, epochs=2, device="cpu")
+    recipe = time_to_score.recipe(name, options, tmp_path / "scratch")
+    setting = pipeline.Setting(name, recipe.data, recipe.cache, CPU, recipe.batch_size, 8, 128)
     *_, train, watched = time_to_score.prepared((setting, recipe))
     assert len(train) + len(watched) == 32 and len(watched) > 0
     for way in (time_to_score.predecessor, time_to_score.ours):

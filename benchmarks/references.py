@@ -14,6 +14,7 @@ from datasets.store import Store
 from training import segmentation, stages
 from training.options import UNetOptions
 from utils import checkpoint, cli
+from utils.describe import parameters
 from utils.device import choose, keep_freed_memory
 from utils.files import write_text
 from utils.losses import BCE
@@ -26,9 +27,6 @@ PREDECESSORS = {"predecessor": torch.optim.Adam, "predecessor_adamw": torch.opti
 
 def run(method: str, options: UNetOptions) -> None:
     """Train one method and score it on the test patients of the split."""
-    if (options.folder / stages.RESULTS).exists():
-        print(f"{options.folder.name} is finished:\n\n{(options.folder / stages.RESULTS).read_text()}")
-        return
     if method in PREDECESSORS:
         options = replace(options, window=(240, 240))
     device = choose(options.device)
@@ -38,9 +36,12 @@ def run(method: str, options: UNetOptions) -> None:
         split = stages.open_split(options, segmentation, store, options.folder / "split.json")
         cli.keep(options, options.folder, (*stages.FREE, "methods"))
         write_text(options.folder / "split.json", split.text)
+        if (options.folder / stages.RESULTS).exists():
+            print(f"{options.folder.name} is finished:\n\n{(options.folder / stages.RESULTS).read_text()}")
+            return
         torch.manual_seed(options.seed)
         model = train(method, options, store, split, device)
-        size = sum(weight.numel() for weight in model.parameters())
+        size = parameters(model)
         trained = f"{options.epochs} epochs, " if size else ""
         title = f"{method}, {size:,} parameters, {trained}{split.about}"
         rows, header = split.rows(store, "test"), {"split": asdict(split), "min_volume": MIN_VOLUME}

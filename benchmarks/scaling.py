@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from training.options import CNNOptions, UNetOptions, ViTOptions
+from utils.describe import parameters
 from utils.markdown import table
 
 PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 (SXM), data sheet: FLOP/s in bf16, bytes/s of memory
@@ -69,8 +70,8 @@ def count(name: str, batch: int, shape: tuple[int, ...], **options: Any) -> Step
     images = torch.empty(batch, *shape, device="meta", dtype=torch.bfloat16)
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
         model(images).sum().backward()
-    parameters = sum(weight.numel() for weight in model.parameters())
-    return Step(name, batch, parameters, counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values()))
+    activations = sum(storage.nbytes() for storage in kept.values())
+    return Step(name, batch, parameters(model), counter.get_total_flops(), activations)
 
 
 def all_steps() -> list[Step]:

@@ -41,8 +41,7 @@ def main(options: Options) -> None:
     from benchmarks import references
 
     for method in options.methods:
-        fold = "" if options.fold is None else f"_fold{options.fold}of{options.folds}"
-        references.run(method, replace(options, name=f"reference_{method}{fold}"))
+        references.run(method, replace(options, name=f"reference_{method}{options.part}"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from datasets.parallel import cores
 from training.stages import commit
+from utils.describe import parameters
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Argument, Answer = TypeVar("Argument"), TypeVar("Answer")
@@ -114,7 +115,7 @@ atexit.register(_loops.clear)  # before Python takes the modules away that their
 def _build(case: Case) -> int:
     """Make the loop of this process; the parameters of its model."""
     _loops[case.name] = loop = case.make()
-    return sum(weight.numel() for weight in loop.model.parameters())
+    return parameters(loop.model)
 
 
 def _take_turn(name: str, seconds: float) -> Turn:

@@ -63,7 +63,7 @@ def inspect(folder: Path) -> Audit:
 
     Raises:
         FileNotFoundError: no folder, or no image in it.
-        ValueError: none of the images can be read.
+        ValueError: none of the images can be read, or patients.csv names others.
     """
     from tqdm import tqdm
 
@@ -77,16 +77,17 @@ def inspect(folder: Path) -> Audit:
     files = find_images(folder, classes=None)
     done = list(tqdm(ahead(read, files), total=len(files), desc="reading", unit="image", dynamic_ncols=True))
     damaged = [str(result) for result in done if isinstance(result, ValueError)]
-    whole = [(image, *result) for image, result in zip(files, done, strict=True) if not isinstance(result, ValueError)]
+    _, about = patients.look_up(files, folder)
+    whole = [(image, known, *result) for image, known, result in zip(files, about, done, strict=True)
+             if not isinstance(result, ValueError)]  # fmt: skip
     if not whole:
         raise ValueError(f"none of the {len(files)} images in {folder} can be read: {damaged[0]}")
-    images, digests, thumbs = map(list, zip(*whole, strict=True))
+    images, known, digests, thumbs = map(list, zip(*whole, strict=True))
 
     near, same = near_pairs(np.stack(thumbs)), np.array(digests)
     near = near[same[near["i"]] != same[near["j"]]]
     exact = identical_pairs(digests)
     kinds = np.concatenate([np.full(len(exact), "identical"), np.where(near["mirrored"], "mirrored", "near-identical")])
-    _, known = patients.look_up(images, folder)
     return Audit(images, damaged, identical(digests), np.concatenate([exact, near]), kinds, known)
 
 

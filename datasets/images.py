@@ -40,11 +40,11 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
     """All images below a folder, sorted by name; the data set may lie one folder deeper, as an archive unpacks.
 
     Args:
-        classes: the folders that may be there, and must each hold an image somewhere; None takes any.
+        classes: the folders that may be there, and must each hold an image in each part; None takes any.
 
     Raises:
         FileNotFoundError: no folder, or no image in it.
-        ValueError: a folder is no class, or a class has no image.
+        ValueError: a folder is no class, or a class has no image in a part.
     """
     top = root(folder)
     parts = [part for part in PARTS if (top / part).is_dir()]

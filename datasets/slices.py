@@ -147,8 +147,7 @@ def prepare(case: brats.Case, window: Sequence[int] = WINDOW, normalise: str = "
         for z, ncr, ed, et in zip(kept, *counts, strict=True)
     ]
     info = {
-        "case": case.case, "patient": case.patient, "affine": case.affine.tolist(),
-        "spacing": [float(size) for size in case.spacing], "shape": list(case.labels.shape), "start": start,
+        "case": case.case, "patient": case.patient, "spacing": [float(size) for size in case.spacing], "start": start,
     }  # fmt: skip
     return store.Block(images, np.ascontiguousarray(np.moveaxis(labels, -1, 0)), rows, info)
 

@@ -40,11 +40,6 @@ class Split:
         if not self.train or not self.test:
             raise ValueError("the split has no patient in train or in test: more patients are needed")
 
-    @property
-    def leaky(self) -> bool:
-        """Slices of one patient may stand on both sides."""
-        return self.unit == "slice"
-
     def rows(self, store: Store, part: str) -> np.ndarray:
         """The rows of the store that belong to a part, in the store's order."""
         return np.flatnonzero(np.isin(members(store, self.unit), getattr(self, part)))

@@ -1,4 +1,4 @@
-"""The small pieces that the three U-Nets are made of; the CNNs share their initialisation."""
+"""The small pieces that the three U-Nets are made of; AlexNet and VGG16 share their initialisation."""
 
 import torch
 from torch import nn

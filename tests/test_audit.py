@@ -263,6 +263,17 @@ def test_a_table_of_ones_own_tells_files_apart_by_their_path(tmp_path: Path) -> 
             patients.look_up(find_images(tmp_path), tmp_path)
 
 
+def test_the_row_of_a_damaged_image_is_no_stranger(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "glioma").mkdir(exist_ok=True)
+        Pillow.fromarray(noise(number)).save(tmp_path / "glioma" / f"{number}.png")
+    (tmp_path / "glioma" / "1.png").write_bytes(b"no image")
+    table = "".join(f"glioma/{number}.png,p{number},glioma\n" for number in range(3))
+    (tmp_path / patients.OWN).write_text(f"file,patient,label\n{table}")
+    found = audit.inspect(tmp_path)
+    assert [known.patient for known in found.known] == ["p0", "p2"] and len(found.damaged) == 1
+
+
 def test_a_bad_table_is_named(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     with pytest.raises(FileNotFoundError, match=r"no table .*table\.csv"):

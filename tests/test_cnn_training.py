@@ -120,7 +120,9 @@ def test_folds_keep_patients_apart_and_evaluation_leaves_out_what_was_seen(optio
         shutil.copy(path, target)
     others = open_images(elsewhere, options.cache, options.image_size)
     assert not stages.seen_by(header, others).any()
-    assert stages.seen_by({"seen": ["Tr-gl_00"]}, others).sum() == 1, "older headers name files without their class"
+    whole = {"split": {"train": ["Training/glioma/Tr-gl_00.jpg"], "val": []}}  # whole paths
+    assert stages.seen_by(whole, open_images(options.data, options.cache, options.image_size)).sum() == 1
+    assert not stages.seen_by({"seen": ["Tr-gl_00"]}, others).any(), "a patient may be called like a file of another"
     tuned = replace(options, init=asked.evaluate, split="patient", fold=1, folds=3, name=str(tmp_path / "tuned"))
     with pytest.raises(ValueError, match="which this split tests on"):
         stages.run(tuned, classification)

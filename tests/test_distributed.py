@@ -66,7 +66,11 @@ def one_of_two(rank: int, folder: str) -> None:
         loss = both_losses(shared, *(part[mine] for part in batch))
         loss.backward()
         mean = distributed.total(loss.detach()) / 2
+        norm = nn.BatchNorm1d(3)
+        norm(torch.full((4, 3), float(rank)))
+        distributed.align(norm)
         found = {
+            "mean": norm.running_mean, "batches": norm.num_batches_tracked,
             "loss": mean, "gradients": [weight.grad for weight in network.parameters()],
             "order": torch.tensor(distributed.gathered(list(range(7))[rank::2])),
             "anywhere": torch.tensor([distributed.anywhere(rank == 1), distributed.anywhere(False)]),
@@ -93,6 +97,7 @@ def test_losses_and_gradients_of_two_processes_are_those_of_one(tmp_path: Path) 
         torch.testing.assert_close(found["loss"], loss.detach())
         for gradient, weight in zip(found["gradients"], network.parameters(), strict=True):
             torch.testing.assert_close(gradient, weight.grad)
+        assert found["mean"].tolist() == [0.0] * 3 and found["batches"] == 1  # those of the first process
         assert found["order"].tolist() == list(range(7)) and found["anywhere"].tolist() == [True, False]
 
 

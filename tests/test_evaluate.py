@@ -106,6 +106,10 @@ def test_tables_and_choice_of_patients(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1] == "dice,0.75,1,0.4,0.716667"
     chosen = results.best_median_worst(rows)
     assert [chosen[kind]["case"] for kind in ("best", "median", "worst")] == ["c0", "c2", "c1"]
+    assert {kind: row["case"] for kind, row in results.best_median_worst(rows[:2]).items()} == {
+        "best": "c0", "worst": "c1"
+    }  # fmt: skip
+    assert list(results.best_median_worst(rows[:1])) == ["best"]
     found = results.headline(rows, counts, CLASSES)
     assert found["patients"]["dice_WT"] == pytest.approx(0.55) and found["slices"]["dice_ET"] == pytest.approx(0.4)
 

@@ -258,8 +258,6 @@ def test_bad_input_is_one_sentence(scan: Path, weights: Path, tmp_path: Path) ->
     empty.mkdir()
     scans.mkdir()
     (scans / "a_t1.nii.gz").write_bytes(b"")
-    twin = tmp_path / scan.name
-    twin.write_bytes(scan.read_bytes())
     models.save(network(), other, **HEADER | {"classes": ["a", "b", "c", "d"]})
     models.save(network(), mute, preprocessing=HEADER["preprocessing"])
     for inputs, given, sentence in [
@@ -270,12 +268,22 @@ def test_bad_input_is_one_sentence(scan: Path, weights: Path, tmp_path: Path) ->
         ((scan,), (weights, unet_weights), "two tasks"),
         ((scan,), (weights, other), "different classes"),
         ((scan,), (mute,), "does not say how it was trained"),
-        ((scan, twin), (weights,), "have one name"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=sentence) as caught:
             run(*inputs, weights=given, out=tmp_path / "out")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_one_name_are_told_apart_by_their_folders(scan: Path, weights: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "twin" / scan.name
+    twin.parent.mkdir()
+    twin.write_bytes(scan.read_bytes())
+    assert run(scan, twin, weights=(weights,), out=tmp_path / "out") == 0
+    assert [row["file"] for row in rows(tmp_path / "out")] == [str(scan), str(twin)]
+    with pytest.raises(ValueError, match="have one name: give the folder that holds both"):
+        run(scan, twin, weights=(weights,), out=tmp_path / "explained", explain=True)
+    assert not (tmp_path / "explained").exists()
 
 
 def looks_left(model: models.Model, images: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:

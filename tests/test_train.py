@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,14 +47,15 @@ def network() -> nn.Module:
 
 
 class DyingLoss(nn.Module):
-    """Mean squared error that sends its own process a signal at its n-th call."""
+    """Mean squared error that takes its time (seconds), and sends its own process a signal at its n-th call."""
 
-    def __init__(self, call: int, number: signal.Signals) -> None:
+    def __init__(self, call: int, number: signal.Signals, pause: float = 0.0) -> None:
         super().__init__()
-        self.call, self.number, self.calls = call, number, 0
+        self.call, self.number, self.pause, self.calls = call, number, pause, 0
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         self.calls += 1
+        time.sleep(self.pause)
         if self.calls == self.call:
             os.kill(os.getpid(), self.number)
         return nn.functional.mse_loss(logits, targets)
@@ -99,6 +101,18 @@ def test_a_signal_saves_at_the_next_step(tmp_path: Path, number: signal.Signals)
     assert signal.getsignal(number) is before
     resumed = fit(network(), Numbers(), nn.MSELoss(), recipe, tmp_path)
     assert same(resumed, fit(network(), Numbers(), nn.MSELoss(), recipe, tmp_path / "whole"))
+
+
+def test_the_time_of_an_epoch_counts_what_was_spent_before_a_stop(tmp_path: Path) -> None:
+    recipe = Recipe(epochs=2, lr=1e-2, ema=0.9)
+    with pytest.raises(Interrupted, match="saved at epoch 1, step 4 of 5"):
+        fit(network(), Numbers(), DyingLoss(4, signal.SIGUSR1, pause=0.05), recipe, tmp_path)
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert state is not None and state["spent"] > 4 * 0.05 and 0 <= state["waited"] < state["spent"]
+    fit(network(), Numbers(), nn.MSELoss(), recipe, tmp_path)
+    first, second = csv.DictReader((tmp_path / "history.csv").open())
+    assert float(first["seconds"]) >= round(state["spent"], 1) and 0 <= float(first["waiting"]) <= 1
+    assert float(second["seconds"]) < float(first["seconds"])  # counted anew
 
 
 def test_a_signal_ends_a_long_validation_and_saves(tmp_path: Path) -> None:

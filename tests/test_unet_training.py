@@ -141,6 +141,17 @@ def test_evaluate_takes_only_patients_that_were_not_trained_on(
         stages.evaluate(replace(asked, data=only_trained), segmentation)
     with pytest.raises(ValueError, match=r"was started with data .* choose another --name"):
         stages.evaluate(replace(asked, data=shutil.copytree(options.data, tmp_path / "copy")), segmentation)
+    asked = replace(options, data=tmp_path / "copy", evaluate=weights, name=str(tmp_path / "other"))
+    stages.evaluate(asked, segmentation)
+    shutil.rmtree(asked.data / next(patient for patient in split["test"]))  # the same folder, other data
+    with pytest.raises(ValueError, match="has the results of other data: choose another --name"):
+        stages.evaluate(asked, segmentation)
+
+
+def test_a_run_is_named_after_the_data_and_not_after_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = UNetOptions(data=Path(), evaluate="AttentionUNet")
+    assert options.data == tmp_path and options.folder.name == f"evaluate_AttentionUNet_{tmp_path.name}"
 
 
 def test_the_leaky_split_is_labelled_wherever_its_numbers_stand(options: UNetOptions) -> None:

@@ -26,7 +26,7 @@ from utils.train import Recipe, fit
 def open_data(options: ImageOptions, preprocessing: Mapping[str, Any] | None = None) -> Store:
     """The store of the data that the options name; of the phantom where there is none."""
     folder = options.data
-    if no_data(folder, ImageOptions.data):
+    if no_data(options):
         say(f"No data in {folder}: using the built-in phantom. Real data: python datasets/download.py classification")
         folder = phantom_slices.write_image_phantom(phantom_slices.FOLDER)
     return open_images(folder, options.cache, (preprocessing or vars(options))["image_size"])

@@ -54,6 +54,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number that makes no training."""
+        object.__setattr__(self, "data", Path.cwd() / self.data)  # a relative one is another tomorrow
         for name, value in vars(self).items():
             option = f"--{name.replace('_', '-')}"
             if name in ("n_filters", "image_size", "folds", "epochs", "batch_size", "accumulate") and value < 1:
@@ -76,6 +77,11 @@ class Options:
     def title(self) -> str:
         """The default name of a run."""
         raise NotImplementedError
+
+    @property
+    def part(self) -> str:
+        """The fold, as the end of a name; "" where there is none."""
+        return "" if self.fold is None else f"_fold{self.fold}of{self.folds}"
 
     @property
     def folder(self) -> Path:
@@ -125,8 +131,7 @@ class UNetOptions(Options):
 
     @property
     def title(self) -> str:
-        fold = "" if self.fold is None else f"_fold{self.fold}of{self.folds}"
-        return f"{self.model}_{self.n_filters}{fold}{'_leaky' if self.split == 'slice' else ''}"
+        return f"{self.model}_{self.n_filters}{self.part}{'_leaky' if self.split == 'slice' else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +167,7 @@ class ImageOptions(Options):
 
     @property
     def title(self) -> str:
-        fold = "" if self.fold is None else f"_fold{self.fold}of{self.folds}"
-        return f"{self.model}{fold}"
+        return f"{self.model}{self.part}"
 
     @property
     def architecture(self) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from utils.train import Recipe, fit
 def open_data(options: UNetOptions, preprocessing: Mapping[str, Any] | None = None) -> Store:
     """The store of the data that the options name; of the phantom where there is none."""
     folder = options.data
-    if no_data(folder, UNetOptions.data):
+    if no_data(options):
         say(f"No data in {folder}: using the built-in phantom. Real data: put BraTS cases there (see README).")
         folder = phantom.write_phantom(phantom.FOLDER)
     made = preprocessing or {"window": options.window, "normalise": "zscore"}

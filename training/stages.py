@@ -7,7 +7,7 @@ import csv
 import subprocess
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, get_args, get_type_hints
 
@@ -92,8 +92,9 @@ def run(options: Options, task: Task) -> None:
             finish(options, task, task.train(options, model, store, split, device), store, split)
 
 
-def no_data(folder: Path, default: Path) -> bool:
+def no_data(options: Options) -> bool:
     """Nobody named a folder, and the default one is empty: a phantom takes its place."""
+    folder, default = options.data, next(field.default for field in fields(options) if field.name == "data")
     return folder == default and not (folder.is_dir() and any(folder.iterdir()))
 
 
@@ -145,9 +146,9 @@ def seen_by(header: Mapping[str, Any], store: Store) -> np.ndarray:
     known = list(models.recorded(header))
     if header.get("split", {}).get("unit") == "slice":
         return np.isin(splits.members(store, "slice"), known)
+    known += [bare(name) for name in known]  # a split has whole paths
     files = [bare(case) for case in store.index["case"].tolist()]
-    older = [file.rpartition("/")[2] for file in files]  # headers used to have no class
-    return np.isin(files, known) | np.isin(older, known) | np.isin(store.index["patient"], known)
+    return np.isin(files, known) | np.isin(store.index["patient"], known)
 
 
 def seen(options: Options, store: Store, split: Split) -> list[str]:
@@ -206,23 +207,33 @@ def evaluate(options: Options, task: Task) -> None:
         if (folder / "last.pt").exists():
             raise ValueError(f"{folder} is a training run: choose another --name for the evaluation")
         store = task.open_data(options, model.header["preprocessing"])
+        data = "a phantom" if no_data(options) else options.data
         rows = np.flatnonzero(~seen_by(model.header, store))
         if not len(rows):
-            raise ValueError(f"{options.evaluate} was trained on all of {options.data}: there is nothing to test on")
+            raise ValueError(f"{options.evaluate} was trained on all of {data}: there is nothing to test on")
         if len(rows) < len(store):
             say(f"{len(store) - len(rows)} of {len(store)} samples are left out: {options.evaluate} has seen them")
         if distributed.rank() == 0 and (folder / cli.SAVED).exists():
-            cli.keep(options, folder, FREE_TO_EVALUATE)  # here already: measuring takes long
+            keep_evaluation(options, store)  # here already: measuring takes long
         measured = task.measure(options, model, store, rows, model.header)
         if distributed.rank() > 0:
             return
-        title = f"{options.evaluate} ({model.header['split']['about']}) on what it has not seen of {options.data}"
+        title = f"{options.evaluate} ({model.header['split']['about']}) on what it has not seen of {data}"
         title += f" {BY_NAME}"
         with checkpoint.locked(folder):
-            cli.keep(options, folder, FREE_TO_EVALUATE)  # not over the results of other data
+            keep_evaluation(options, store)
             text, _ = task.report(options, title, model, store, rows, model.header, measured)
             write_text(folder / RESULTS, text)
         print(text)
+
+
+def keep_evaluation(options: Options, store: Store) -> None:
+    """Write down what is evaluated; raises ValueError where the folder has the results of other options or data."""
+    path = options.folder / "data.txt"
+    cli.keep(options, options.folder, FREE_TO_EVALUATE)
+    if path.exists() and path.read_text() != store.fingerprint:
+        raise ValueError(f"{options.folder} has the results of other data: choose another --name")
+    write_text(path, store.fingerprint)
 
 
 def commit() -> str:

@@ -138,6 +138,13 @@ def shared(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model)
 
 
+def align(model: nn.Module) -> None:
+    """Give the buffers of the first process to all: on CPUs each has batch norm's statistics of its own samples."""
+    if size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with batch norms that see the whole batch, where PyTorch has them: on GPUs."""
     if size() == 1 or device.type != "cuda":

@@ -117,7 +117,7 @@ def score(
     return gathered(rows), total(counts)
 
 
-def summary(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, tuple[float, float, float]]:
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
     """Mean over patients of each score, with the ends of its 95 % interval (bootstrap over patients).
 
     Several cases of one patient count as their mean: two visits are not two patients.
@@ -128,4 +128,4 @@ def summary(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, tuple
     def of_patients(name: str) -> list[float]:
         return [float(np.mean([row[name] for row in rows if row["patient"] == patient])) for patient in patients]
 
-    return {name: metrics.mean_interval(of_patients(name), seed=seed) for name in names}
+    return {name: metrics.mean_interval(of_patients(name)) for name in names}

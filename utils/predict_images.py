@@ -4,7 +4,7 @@ The answers go to the terminal and to `predictions.csv`; with `explain` each ima
 `<image>_explained.png` of where the network looked.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -99,12 +99,13 @@ def run(paths: Sequence[Path], classifier: Classifier, out: Path, explained: boo
         how many were classified, and a sentence for each image that could not be.
 
     Raises:
-        ValueError, FileNotFoundError: there is no image at all, two have one name, or `out` cannot be written.
+        ValueError, FileNotFoundError: there is no image at all, two pictures would have one name, or `out` cannot be
+            written.
         OSError: no space left; no file is half-written.
     """
     files = find(paths)
+    targets = _pictures(files, out) if explained else {}
     writable(out)
-    targets = {path: spare(out / f"{name}{EXPLAINED}", files) for path, name in files.items()} if explained else {}
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
 
@@ -138,7 +139,7 @@ def find(paths: Sequence[Path]) -> dict[Path, str]:
     """The images that are named or that folders hold -> a name for each, below the folder that was given.
 
     Raises:
-        ValueError, FileNotFoundError: a folder holds no image, a file is a scan for a U-Net, or two have one name.
+        FileNotFoundError: a folder holds no image, or a file is a scan for a U-Net.
     """
     found: dict[Path, str] = {}
     for path in paths:
@@ -151,10 +152,15 @@ def find(paths: Sequence[Path]) -> dict[Path, str]:
             raise FileNotFoundError(f"{path}: no image here; expected files like {', '.join(sorted(SUFFIXES))}{hint}")
         for file in inside:
             found[file] = file.relative_to(path).as_posix() if folder else file.name
-    names = {name: file for file, name in found.items()}
-    if twins := [(file, names[name]) for file, name in found.items() if names[name] != file]:
-        raise ValueError(f"{twins[0][0]} and {twins[0][1]} have one name: give the folder that holds both")
     return found
+
+
+def _pictures(files: Mapping[Path, str], out: Path) -> dict[Path, Path]:
+    """Where the picture of each image goes; raises ValueError where two have one name."""
+    names = {name: file for file, name in files.items()}
+    if twins := [(file, names[name]) for file, name in files.items() if names[name] != file]:
+        raise ValueError(f"{twins[0][0]} and {twins[0][1]} have one name: give the folder that holds both")
+    return {path: spare(out / f"{name}{EXPLAINED}", files) for path, name in files.items()}
 
 
 def _is_image(path: Path) -> bool:

@@ -23,6 +23,7 @@ from utils import evaluate, metrics, plots, resample, results
 from utils.device import best_precision
 from utils.files import replacing, spare, writable
 from utils.journal import write_csv
+from utils.markdown import table
 from utils.postprocess import believed
 
 BRAIN = (500, 2500)  # ml; the brains of BraTS patients measured here have 1200 to 1800
@@ -209,11 +210,11 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
     """Dice and HD95 of each case, and the means over those patients that the weights have not seen, as Markdown."""
     regions = list(brats.REGIONS)
     names = [*(f"{name} Dice" for name in regions), *(f"{name} HD95 (mm)" for name in regions)]
-    lines = ["| case | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = [["case", *names]]
     for row in rows:
         cells = [f"{row[f'dice_{name}']:.3f}" for name in regions] + [f"{row[f'hd95_{name}']:.1f}" for name in regions]
-        lines.append(f"| {row['case']}{'*' if row['trained_on'] else ''} | " + " | ".join(cells) + " |")
-    parts = ["\n".join(lines)]
+        lines.append([f"{row['case']}{'*' if row['trained_on'] else ''}", *cells])
+    parts = [table(lines)]
     fresh = [{name: row[name] for name in row if name != "trained_on"} for row in rows if not row["trained_on"]]
     if len(fresh) < len(rows):
         parts.append("\\* the weights were trained on this patient: its score is no measure of skill")

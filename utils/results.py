@@ -60,4 +60,5 @@ def best_median_worst(rows: Sequence[Mapping[str, Any]], score: str = "dice_WT")
     """The rows to look at: fewer than three where there are fewer."""
     ranked = sorted(rows, key=lambda row: row[score])
     chosen = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
-    return dict(list(chosen.items())[: len(ranked)])
+    names = ("best", "median", "worst") if len(ranked) > 2 else ("best", "worst")[: len(ranked)]
+    return {name: chosen[name] for name in names}

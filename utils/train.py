@@ -96,6 +96,7 @@ class Run:
         self.network = distributed.shared(model)
         self.epoch = self.step = 0  # the step within the epoch
         self.losses = torch.zeros(steps, device=self.device)  # of this epoch, on the device: no step waits for them
+        self.spent = self.waited = 0.0  # seconds of this epoch, and those of them without a batch
         self.best = -math.inf
         self.history: list[dict[str, Any]] = []
 
@@ -122,8 +123,9 @@ class Run:
         return {
             "model": self.model.state_dict(), "average": self.average.model.state_dict(),
             "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step,
-            "losses": self.losses, "best": self.best, "history": self.history, "recipe": asdict(self.recipe),
-            "device": self.device.type, "torch": str(torch.__version__),
+            "losses": self.losses, "spent": self.spent, "waited": self.waited, "best": self.best,
+            "history": self.history, "recipe": asdict(self.recipe), "device": self.device.type,
+            "torch": str(torch.__version__),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -146,6 +148,7 @@ class Run:
         except (RuntimeError, ValueError) as error:
             raise ValueError("the checkpoint is of another model: choose another --name") from error
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.spent, self.waited = state.get("spent", 0.0), state.get("waited", 0.0)  # older ones have neither
         self.history = state["history"]
         self.losses.copy_(state["losses"])
 
@@ -191,13 +194,14 @@ def fit(
         run.load_state_dict(state)
     with StopRequest() as stop, Journal(folder, run.epoch) as journal:
         while run.epoch < recipe.epochs:
-            start = time.perf_counter()
-            waited = train_one_epoch(run, data, criterion, journal, stop, names)
+            train_one_epoch(run, data, criterion, journal, stop, names)
+            distributed.align(run.average.model)
             row = {"epoch": run.epoch + 1, "loss": run.losses.mean().item(), "lr": run.optimizer.param_groups[0]["lr"],
-                   "seconds": round(time.perf_counter() - start, 1), "waiting": round(waited, 4)}  # fmt: skip
+                   "seconds": round(run.spent, 1), "waiting": round(run.waited / max(run.spent, 1e-9), 4)}  # fmt: skip
             row |= validated(run, validate, journal, stop) if validate is not None else {}
             run.history.append(row)
             run.epoch, run.step = run.epoch + 1, 0
+            run.spent = run.waited = 0.0
             run.losses.zero_()
             better = row.get(score, -math.inf) > run.best
             run.best = row[score] if better else run.best
@@ -209,25 +213,28 @@ def fit(
 
 def train_one_epoch(
     run: Run, data: Data, criterion: nn.Module, journal: Journal, stop: StopRequest, names: Callable[[np.ndarray], str]
-) -> float:
-    """The rest of the epoch that the run stands in; returns the share of time spent waiting for data."""
+) -> None:
+    """The rest of the epoch that the run stands in."""
     run.model.train()
-    began = saved = time.perf_counter()
-    first, waited, asked = run.step, 0.0, began
+    asked = saved = time.perf_counter()
     bar = tqdm(
         data.epoch(run.epoch, run.step), desc=f"epoch {run.epoch + 1}/{run.recipe.epochs}", total=len(data),
         initial=run.step, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not journal.writes,
     )  # fmt: skip
     for images, targets in bar:
-        waited += time.perf_counter() - asked
+        run.waited += time.perf_counter() - asked
         of_step = hash((data.seed, run.epoch, run.step))  # of whole numbers: the same in each process and run
         torch.manual_seed((of_step + distributed.rank()) & (2**63 - 1))  # for dropout
         run.learn(images, targets, criterion)
-        if run.step % READ_EVERY == 0 or run.step == run.steps:
-            check_finite(run, data, names)
-            passed = time.perf_counter() - began
-            speed, loss = (run.step - first) * data.batch_size / passed, run.losses[: run.step].mean().item()
-            bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} samples/s, waiting {waited / passed:.0%}", refresh=False)
+        look = run.step % READ_EVERY == 0 or run.step == run.steps
+        if look:
+            check_finite(run, data, names)  # waits for the device
+        now = time.perf_counter()
+        run.spent, asked = run.spent + now - asked, now
+        if look:
+            speed, loss = run.step * data.batch_size / run.spent, run.losses[: run.step].mean().item()
+            waiting = run.waited / run.spent
+            bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} samples/s, waiting {waiting:.0%}", refresh=False)
         stopping = distributed.anywhere(bool(stop))
         if stopping or time.perf_counter() - saved > run.recipe.save_every * 60:
             check_finite(run, data, names)
@@ -238,8 +245,6 @@ def train_one_epoch(
             raise Interrupted(
                 f"{stop.received or 'stopped'}: saved at epoch {run.epoch + 1}, step {run.step} of {run.steps}"
             )
-        asked = time.perf_counter()
-    return waited / max(time.perf_counter() - began, 1e-9)
 
 
 def validated(

@@ -132,7 +132,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with cli.exits():
-        main(tyro.cli(Options, description=__doc__))
+    cli.run(main, __doc__, kind=Options)

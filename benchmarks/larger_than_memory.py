@@ -170,7 +170,4 @@ def memory() -> float:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with cli.exits():
-        main(tyro.cli(Options, description=__doc__))
+    cli.run(main, __doc__, kind=Options)

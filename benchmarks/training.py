@@ -192,7 +192,4 @@ def show(title: str, *paragraphs: str) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with cli.exits():
-        main(tyro.cli(Options, description=__doc__))
+    cli.run(main, __doc__, kind=Options)

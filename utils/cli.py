@@ -48,16 +48,22 @@ def main(function: Callable[[Options], None], kind: type[Options], description: 
         function(options)
 
 
-def run(function: Callable[..., None], description: str | None, resumes: bool = False) -> None:
+def run(
+    function: Callable[..., None], description: str | None, resumes: bool = False, kind: type | None = None
+) -> None:
     """The command line of a script without a run: the function's own arguments. Exits like `main`.
 
     Args:
         resumes: the same command goes on where it was stopped.
+        kind: a dataclass whose fields are the arguments; the function takes one of it.
     """
     import tyro
 
     with exits(resumes):
-        tyro.cli(function, description=description)
+        if kind is None:
+            tyro.cli(function, description=description)
+        else:
+            function(tyro.cli(kind, description=description))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class Built(NamedTuple):
 
 def write_slices(source: Path, target: Path, patients: int = PATIENTS) -> None:
     """The first patients of a folder (of the phantom where it is the default one and empty) as Kaggle's HDF5 slices."""
-    if no_data(source, UNetOptions.data):
+    if no_data(UNetOptions(data=source)):
         phantom.write_phantom(target, patients)
         return
     for number, case in enumerate(find_cases(source)[:patients], 1):
@@ -41,7 +41,7 @@ def write_slices(source: Path, target: Path, patients: int = PATIENTS) -> None:
 
 def images_folder(source: Path) -> Path:
     """The folder itself; the phantom where it is the default one and empty."""
-    if no_data(source, CNNOptions.data):
+    if no_data(CNNOptions(data=source)):
         return phantom_slices.write_image_phantom(phantom_slices.FOLDER)
     return source
 

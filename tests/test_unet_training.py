@@ -60,6 +60,14 @@ def test_help_needs_no_torch() -> None:
     assert "tyro" in imported and not imported & {"torch", "monai", "matplotlib", "numpy", "scipy"}
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, str(SCRIPT), "--help"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_run_from_another_folder_leaves_all_its_results(options: UNetOptions) -> None:
     done = script(*command_line(options))
     assert done.returncode == 0, done.stderr

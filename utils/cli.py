@@ -29,11 +29,12 @@ Options = TypeVar("Options", bound=HasFolder)
 
 BAD_INPUT = 2
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells say
 SAVED = "options.json"
 
 
 def main(function: Callable[[Options], None], kind: type[Options], description: str | None) -> None:
-    """Parse the command line, call `function`, and exit: 0, 2 on bad input, 75 when interrupted.
+    """Parse the command line, call `function`, and exit: 0, 2 on bad input, 75 when interrupted, 141 if none reads on.
 
     Where the folder of the run holds the options of an earlier start, these are the defaults: a run goes on with its
     name alone. With TRACEBACK=1 in the environment an error shows where it came from.
@@ -81,6 +82,9 @@ def exits(resumes: bool = False) -> Iterator[None]:
         then = "the same command goes on from where it was saved, if it was"
         print(f"stopped; {then if resumes else stays}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("TRACEBACK"):
             raise

@@ -105,12 +105,12 @@ def shrink(image: np.ndarray, image_size: int) -> np.ndarray:
 def group_names(names: Sequence[str], known: Sequence[str], thumbs: np.ndarray) -> list[str]:
     """The group of each image, called after its patient or its first file.
 
-    A letter behind a patient's number (MR051644, MR051644B) may be a second visit of the same person: it is dropped.
+    A letter behind one of Cheng's numbers (MR051644, MR051644B) may be a second visit of the person: it is dropped.
 
     Args:
         names: of the files; known: the patient of each, "" where unknown; thumbs: as from `thumbnails`.
     """
-    known = [re.sub(r"(?<=\d)[A-Z]$", "", patient) for patient in known]
+    known = [re.sub(r"^(MR\d+)[A-Z]$", r"\1", patient) for patient in known]
     which = groups(len(names), near_pairs(thumbs), known)
     called: dict[int, str] = {}
     for group, patient in zip(which.tolist(), known, strict=True):

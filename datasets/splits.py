@@ -5,7 +5,7 @@ much that flatters, and whatever is made with it says so.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,16 +81,25 @@ def tumour_sizes(store: Store) -> dict[str, int]:
     return dict(zip(patients.tolist(), np.bincount(which, voxels).astype(int).tolist(), strict=True))
 
 
-def by_patient(sizes: Mapping[str, int], val: float = 0.15, test: float = 0.2, seed: int = 0) -> Split:
+def by_patient(
+    sizes: Mapping[str, int], val: float = 0.15, test: float = 0.2, seed: int = 0, known: Collection[str] = ()
+) -> Split:
     """Shares of the patients, each part spread evenly over the tumour sizes.
 
     Args:
         sizes: tumour voxels of each patient.
         val, test: shares of all patients; at least one patient is tested, and validated if `val` > 0.
+        known: patients that are not tested on, since the weights to start from have seen them.
+
+    Raises:
+        ValueError: all patients are known.
     """
     ranked = sorted(sizes, key=lambda patient: (sizes[patient], patient))
     rng = np.random.default_rng(seed)
-    tested = _spread(ranked, max(1, round(test * len(ranked))), rng)
+    unknown = [patient for patient in ranked if patient not in known]
+    if ranked and not unknown:
+        raise ValueError("the weights to start from have seen all of these patients: none is left to test on")
+    tested = _spread(unknown, max(1, round(test * len(ranked))), rng)
     rest = [patient for patient in ranked if patient not in tested]
     return _with_validation(rest, tested, val * len(ranked), rng, f"patients, seed {seed}")
 

@@ -65,18 +65,19 @@ stage() { # copy the decoded data to the nodes' own disks; without that, trainin
     fi
 }
 
-keep_new() { # what this training had to decode is there for the next
+keep_new() { # SECONDS: what this training had to decode is there for the next, where it is copied in time (0: any)
     local store name
     for store in "$staged"/*/; do
         name=$(basename "$store")
         [ -d "$store" ] && [[ $name != *.part ]] && [ ! -e "$decoded/$name" ] || continue
-        cp -r "$store" "$decoded/$name.$job.part" && mv -T "$decoded/$name.$job.part" "$decoded/$name"
+        rm -rf "$decoded/$name.$job.part" # of a start that was killed
+        timeout "$1" cp -r "$store" "$decoded/$name.$job.part" && mv -T "$decoded/$name.$job.part" "$decoded/$name"
     done
 }
 
-unstage() { # this script runs on the first node; a job that is cancelled can reach no other any more
+unstage() { # [SECONDS]; this script runs on the first node; a job that is cancelled can reach no other any more
     [ -n "$staged" ] || return 0
-    keep_new
+    keep_new "${1:-0}"
     rm -rf "$staged"
     [ "$SLURM_JOB_NUM_NODES" -eq 1 ] || on_each_node rm -rf "$staged"
     staged=
@@ -147,9 +148,9 @@ finish() {
         fail "stopped twice at the same step ($(cat "$before")): not requeued; is the time limit too short?"
     fi
     mv "$CONTINUE_MARK" "$before"
-    unstage
+    unstage 60 # of the two minutes that are left
     echo "== to be continued: $(cat "$before")"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID" || fail "the job could not be requeued: submit it again, and it goes on from there"
     sleep 60 # Slurm ends this script
 }
 

@@ -52,13 +52,13 @@ class VisionTransformer(Model):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, in_channels, image_size, image_size) -> logits (B, num_classes)."""
         x = self.patches(images).flatten(2).transpose(1, 2)  # (B, patches, dim)
-        x = self.some(x + self.positions[:, 1:])
+        x = self.drop_patches(x + self.positions[:, 1:])
         first = self.class_token + self.positions[:, :1]
         x = self.dropout(torch.cat([first.expand(len(x), -1, -1), x], dim=1))
         x = self.norm(self.blocks(x))
         return self.head(x[:, 0])
 
-    def some(self, patches: torch.Tensor) -> torch.Tensor:
+    def drop_patches(self, patches: torch.Tensor) -> torch.Tensor:
         """A random choice of each image's patches, (B, patches, dim) -> (B, kept, dim); all, except in training."""
         batch, count, dim = patches.shape
         if not self.training or self.kept == count:

@@ -1,6 +1,10 @@
 """What the scripts say when they are stopped."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
+import torch
 
 from utils import cli
 from utils.signals import Interrupted
@@ -16,3 +20,16 @@ def test_only_scripts_that_go_on_promise_to(
     said = capsys.readouterr().err
     assert ended.value.code == cli.INTERRUPTED and said.startswith("stopped") and said.count("\n") == 1
     assert ("the same command goes on" in said) == resumes == ("what has been written stays" not in said)
+
+
+@pytest.mark.parametrize("take", [lambda: torch.empty(2**60), lambda: np.empty(2**50)], ids=["PyTorch", "NumPy"])
+def test_too_little_memory_is_one_sentence(take: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, cli.exits():
+        take()
+    said = capsys.readouterr().err
+    assert ended.value.code == cli.BAD_INPUT and "--batch-size" in said and said.count("\n") == 1
+
+
+def test_other_errors_of_ours_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="a bug"), cli.exits():
+        raise RuntimeError("a bug")

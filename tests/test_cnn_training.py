@@ -131,6 +131,38 @@ def test_folds_keep_patients_apart_and_evaluation_leaves_out_what_was_seen(optio
         stages.evaluate(wrong, classification)
 
 
+def test_fine_tuning_on_the_official_split(options: CNNOptions, tmp_path: Path) -> None:
+    stages.run(options, classification)
+    weights = str(options.folder / "CustomCNN.safetensors")
+    rows = list(csv.DictReader((options.data / "patients.csv").open()))
+    shared = tmp_path / "patients on both sides"
+    shutil.copytree(options.data, shared)
+    with (shared / "patients.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["file", "patient", "label"])
+        writer.writeheader()
+        writer.writerows({**row, "patient": row["patient"].replace("Testing", "Training")} for row in rows)
+    tuned = replace(options, data=shared, init=weights, name=str(tmp_path / "tuned"))
+    stages.run(tuned, classification)
+    assert "has not seen the files that it is tested on" in (tuned.folder / "results.md").read_text()
+
+
+def test_files_of_one_name_in_training_and_testing_are_told_apart(tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "numbered"
+    for part in ("Training", "Testing"):
+        for name in CLASSES:
+            for number, path in enumerate(sorted((tree / part / name).iterdir())):
+                target = folder / part / name / f"{number}{path.suffix}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+    store = open_images(folder, tmp_path / "cache", 32)
+    rows = np.flatnonzero(store.index["part"] == 0)
+    header = {"seen": store.index["case"][rows].tolist()}
+    assert np.array_equal(np.flatnonzero(stages.seen_by(header, store)), rows)
+    (folder / "Testing").rename(tmp_path / "moved")
+    elsewhere = open_images(tmp_path / "moved", tmp_path / "cache", 32)
+    assert stages.seen_by({"seen": [f"anywhere/{name}" for name in elsewhere.index["case"]]}, elsewhere).all()
+
+
 def test_each_model_has_its_own_learning_rate_unless_one_is_given() -> None:
     found = {model: CNNOptions(model=model).lr for model in ("custom_cnn", "alexnet", "vgg16")}  # type: ignore[arg-type]
     assert len(set(found.values())) == 3 and all(found.values())

@@ -31,6 +31,15 @@ def test_shares_stability_and_strata() -> None:
         assert sum(f"p{number:02d}" in split.test for number in range(first, first + 5)) == 1
 
 
+def test_patients_that_the_weights_know_are_not_tested() -> None:
+    known = set(list(SIZES)[:20])
+    split = splits.by_patient(SIZES, val=0.2, test=0.2, known=known)
+    assert len(split.test) == 6 and not known & set(split.test) and known <= {*split.train, *split.val}
+    assert len(splits.by_patient(SIZES, known=list(SIZES)[:28]).test) == 2, "fewer where fewer are left"
+    with pytest.raises(ValueError, match="seen all of these patients"):
+        splits.by_patient(SIZES, known=SIZES)
+
+
 def test_folds_are_stratified() -> None:
     for fold in range(3):
         tested = splits.by_fold(SIZES, fold, 3).test

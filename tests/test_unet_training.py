@@ -103,6 +103,17 @@ def test_usr1_saves_and_the_same_command_goes_on(options: UNetOptions) -> None:
     assert weights[0] == weights[1]
 
 
+def test_a_run_keeps_the_precision_it_began_with(options: UNetOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "best_precision", lambda device: "bf16")
+    stages.run(options, segmentation)
+    assert cli.load(UNetOptions, options.folder / cli.SAVED).precision == "bf16"
+    (options.folder / "results.md").unlink()  # as if stopped before the test
+    monkeypatch.setattr(stages, "best_precision", lambda device: "fp32")  # goes on where another one is faster
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--name", str(options.name)])
+    cli.main(main, UNetOptions, None)
+    assert (options.folder / "results.md").exists()
+
+
 def test_killed_at_a_random_moment_and_started_again_is_as_if_nothing_happened(
     options: UNetOptions, tmp_path: Path
 ) -> None:
@@ -183,6 +194,13 @@ def test_fine_tuning_starts_from_given_weights(options: UNetOptions, tmp_path: P
     assert seen[0] and seen[0] <= seen[1]
     assert models.recorded({"split": {"train": ["p1"], "val": ["p2"]}}) == {"p1", "p2"}  # of older weights
     assert "p1" in models.recorded({"seen": ["p1:17"], "split": {"train": ["p2"], "val": []}})  # a slice of a patient
+    reshuffled = [replace(tuned, seed=seed, name=str(tmp_path / f"tuned_{seed}")) for seed in range(1, 5)]
+    store = segmentation.open_data(tuned)
+    for other in (tuned, *reshuffled):  # whoever the weights have seen is not tested on
+        assert not seen[0] & set(segmentation.make_split(other, store).test)
+    with pytest.raises(ValueError, match="which this split tests on"):
+        for fold in range(3):
+            stages.run(replace(tuned, fold=fold, folds=3, name=str(tmp_path / f"fold_{fold}")), segmentation)
     with pytest.raises(ValueError, match=r"classic_unet|ClassicUNet"):
         stages.run(replace(options, model="classic_unet", init=weights, name=str(tmp_path / "other")), segmentation)
 

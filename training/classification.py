@@ -16,11 +16,11 @@ from datasets.images import CLASSES
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import ImageOptions
-from training.stages import chosen_precision, no_data, say
+from training.stages import chosen_precision, no_data, recipe_of, say
 from utils import classification, classification_plots, classification_results, distributed, plots
 from utils.classification import prepare
 from utils.losses import CrossEntropy
-from utils.train import Recipe, fit
+from utils.train import fit
 
 
 def open_data(options: ImageOptions, preprocessing: Mapping[str, Any] | None = None) -> Store:
@@ -42,21 +42,16 @@ def make_split(options: ImageOptions, store: Store) -> Split:
 
 def train(options: ImageOptions, model: nn.Module, store: Store, split: Split, device: torch.device) -> nn.Module:
     """Fit a model on the training part; the averaged model of the last epoch."""
-    precision = chosen_precision(options, device)
     rows = split.rows(store, "train")
     data = Batches(
         store, rows, options.batch_size, device, options.seed, augment=ImageAugmentation(), prepare=prepare,
         resident=True, part=(distributed.rank(), distributed.size()),
     )  # fmt: skip
-    criterion = CrossEntropy(options.label_smoothing)
-    recipe = Recipe(
-        options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
-        precision=precision, save_every=options.save_every,
-    )  # fmt: skip
+    criterion, recipe = CrossEntropy(options.label_smoothing), recipe_of(options, device)
     watched = split.rows(store, "val")
     say(
         f"{options.folder.name}: {len(rows)} images to train on, {len(watched)} to watch, "
-        f"{len(split.rows(store, 'test'))} to test; {split.about}; {device}, {precision}"
+        f"{len(split.rows(store, 'test'))} to test; {split.about}; {device}, {recipe.precision}"
     )
 
     def validate(averaged: nn.Module) -> dict[str, float]:

@@ -54,7 +54,10 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number that makes no training."""
-        object.__setattr__(self, "data", Path.cwd() / self.data)  # a relative one is another tomorrow
+        for name in ("data", "cache", "init", "evaluate"):  # a relative path is another one tomorrow
+            value = getattr(self, name)
+            if isinstance(value, Path) or (value and Path(value).is_file()):  # else the name of published weights
+                object.__setattr__(self, name, type(value)(Path.cwd() / value))
         for name, value in vars(self).items():
             option = f"--{name.replace('_', '-')}"
             if name in ("n_filters", "image_size", "folds", "epochs", "batch_size", "accumulate") and value < 1:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import models
 from datasets import phantom, splits
 from datasets.augment import Augmentation
 from datasets.batches import Batches
@@ -15,12 +16,12 @@ from datasets.slices import open_slices
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import UNetOptions
-from training.stages import chosen_precision, no_data, say
+from training.stages import chosen_precision, no_data, recipe_of, say, seen_by
 from utils import distributed, plots, results
 from utils.evaluate import Scan, count_all, score, segment, validate
 from utils.losses import LOSSES
 from utils.postprocess import MIN_VOLUME
-from utils.train import Recipe, fit
+from utils.train import fit
 
 
 def open_data(options: UNetOptions, preprocessing: Mapping[str, Any] | None = None) -> Store:
@@ -36,13 +37,15 @@ def open_data(options: UNetOptions, preprocessing: Mapping[str, Any] | None = No
 
 
 def make_split(options: UNetOptions, store: Store) -> Split:
-    """By patient, in folds or in shares; or the leaky shuffle of slices."""
+    """By patient, in folds or in shares of those that the weights to start from do not know; or the leaky shuffle."""
     if options.split == "slice":
         return splits.by_slice(store, options.val, options.test, options.seed)
     sizes = splits.tumour_sizes(store)
     if options.fold is not None:
         return splits.by_fold(sizes, options.fold, options.folds, options.val, options.seed)
-    return splits.by_patient(sizes, options.val, options.test, options.seed)
+    seen = seen_by(models.read_header(options.init), store) if options.init else np.zeros(len(store), bool)
+    known = set(store.index["patient"][seen].tolist())
+    return splits.by_patient(sizes, options.val, options.test, options.seed, known)
 
 
 def train(options: UNetOptions, model: nn.Module, store: Store, split: Split, device: torch.device) -> nn.Module:
@@ -57,24 +60,19 @@ def train(options: UNetOptions, model: nn.Module, store: Store, split: Split, de
     )  # fmt: skip
     mixed = np.random.default_rng(0).permutation(split.rows(store, "val"))  # so that each batch shows some tumour
     watched = Batches(store, mixed, options.batch_size, device, part=part)
-    precision = chosen_precision(options, device)
-    criterion = LOSSES[options.loss]()
-    recipe = Recipe(
-        options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
-        precision=precision, save_every=options.save_every,
-    )  # fmt: skip
+    criterion, recipe = LOSSES[options.loss](), recipe_of(options, device)
     say(
         f"{folder.name}: {len(split.train)} {split.unit}s to train on, {len(split.val)} to watch, {len(split.test)} "
-        f"to test; {data.samples} slices an epoch, {device}, {precision}"
+        f"to test; {data.samples} slices an epoch, {device}, {recipe.precision}"
     )
 
     def names(rows: np.ndarray) -> str:
         return ", ".join(f"{store.index['case'][row]} slice {store.index['slice'][row]}" for row in rows)
 
-    return fit(
-        model, data, criterion, recipe, folder, names=names,
-        validate=(lambda averaged: validate(averaged, watched, criterion, CLASSES, precision)) if split.val else None,
-    )  # fmt: skip
+    def watch(averaged: nn.Module) -> dict[str, float]:
+        return validate(averaged, watched, criterion, CLASSES, recipe.precision)
+
+    return fit(model, data, criterion, recipe, folder, names=names, validate=watch if split.val else None)
 
 
 def about(options: UNetOptions, model: nn.Module, store: Store, split: Split) -> dict[str, Any]:

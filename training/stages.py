@@ -24,6 +24,7 @@ from training.options import ROOT, Options
 from utils import checkpoint, cli, distributed
 from utils.device import best_precision, keep_freed_memory
 from utils.files import write_text
+from utils.train import Recipe
 
 RESULTS = "results.md"
 BY_NAME = "(by name: other releases may have the same patients under other names)"
@@ -77,6 +78,7 @@ def run(options: Options, task: Task) -> None:
             raise ValueError(f"there is nothing to resume in {folder}: leave --resume out to start it")
         store = task.open_data(options)
         with checkpoint.locked(folder) if first else nullcontext():
+            options = settled(options, device)
             split = open_split(options, task, store, folder / "split.json")
             model = build_model(options)
             refuse_overlap(options, split, store)
@@ -128,11 +130,24 @@ def chosen_precision(options: Options, device: torch.device) -> str:
     return best_precision(device) if options.precision == "auto" else options.precision
 
 
+def recipe_of(options: Options, device: torch.device) -> Recipe:
+    """What the options say about the training itself."""
+    return Recipe(
+        options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
+        precision=chosen_precision(options, device), save_every=options.save_every,
+    )  # fmt: skip
+
+
+def settled(options: Options, device: torch.device) -> Options:
+    """The same with a precision instead of "auto": the first process chooses, and the run keeps it wherever it goes."""
+    return replace(options, precision=distributed.gathered([chosen_precision(options, device)])[0])
+
+
 def names(store: Store, unit: splits.Unit, rows: np.ndarray) -> list[str]:
-    """What rows of a store are known by in a header: who they show, and their bare names."""
+    """What rows of a store are known by in a header: who they show, and their names."""
     if unit == "slice":
         return np.unique(splits.members(store, unit)[rows]).tolist()
-    return sorted({*map(bare, store.index["case"][rows].tolist()), *store.index["patient"][rows].tolist()})
+    return sorted({*store.index["case"][rows].tolist(), *store.index["patient"][rows].tolist()})
 
 
 def bare(case: str) -> str:
@@ -142,13 +157,20 @@ def bare(case: str) -> str:
 
 
 def seen_by(header: Mapping[str, Any], store: Store) -> np.ndarray:
-    """(N,) bool: rows of a store that published weights, or the ones they started from, were trained or watched on."""
+    """(N,) bool: rows of a store that published weights, or the ones they started from, were trained or watched on,
+    or others of the same patient."""
     known = list(models.recorded(header))
     if header.get("split", {}).get("unit") == "slice":
         return np.isin(splits.members(store, "slice"), known)
-    known += [bare(name) for name in known]  # a split has whole paths
-    files = [bare(case) for case in store.index["case"].tolist()]
-    return np.isin(files, known) | np.isin(store.index["patient"], known)
+    return files_of(known, store) | np.isin(store.index["patient"], known)
+
+
+def files_of(known: list[str], store: Store) -> np.ndarray:
+    """(N,) bool: rows of a store whose file has one of these names, wherever it lies; two of a name go by path."""
+    cases = store.index["case"]
+    bares, which, count = np.unique([bare(case) for case in cases.tolist()], return_inverse=True, return_counts=True)
+    alike = np.isin(bares, known + [bare(name) for name in known]) & (count == 1)
+    return np.isin(cases, known) | alike[which]
 
 
 def seen(options: Options, store: Store, split: Split) -> list[str]:
@@ -162,8 +184,10 @@ def refuse_overlap(options: Options, split: Split, store: Store) -> None:
     """Raises ValueError where the weights to start from have seen what this split tests on."""
     if not options.init:
         return
-    tested = split.rows(store, "test")
-    if (common := tested[seen_by(models.read_header(options.init), store)[tested]]).size:
+    header, tested = models.read_header(options.init), split.rows(store, "test")
+    # the official test set has images of the same patients anyway, and says so
+    seen = files_of(list(models.recorded(header)), store) if split.unit == "file" else seen_by(header, store)
+    if (common := tested[seen[tested]]).size:
         name = splits.members(store, split.unit)[common[0]]
         raise ValueError(
             f"{options.init} was trained on {name}, which this split tests on: the score would be no measure of skill; "
@@ -184,7 +208,7 @@ def finish(options: Options, task: Task, model: nn.Module, store: Store, split: 
     made = ", ".join(f"{name} {value}" for name, value in options.architecture.items())
     title = f"{options.model}, {made}, {options.epochs} epochs, {split.about}"
     if options.init:
-        title += f", from {options.init}, which has not seen whom it is tested on {BY_NAME}"
+        title += f", from {options.init}, which has not seen the {split.unit}s that it is tested on {BY_NAME}"
     text, scores = task.report(options, title, model, store, rows, header, measured)
     with (folder / "history.csv").open() as file:
         history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

@@ -90,6 +90,12 @@ def exits(resumes: bool = False) -> Iterator[None]:
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+    except (RuntimeError, MemoryError) as error:
+        if os.environ.get("TRACEBACK") or not _out_of_memory(error):
+            raise
+        remedy = "a training wants a smaller --batch-size or a larger --accumulate, and another --name"
+        print(f"error: out of memory: {remedy}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
 
 
 def _tell(mark: str, text: str) -> None:
@@ -150,6 +156,13 @@ def _revive(hint: Any, value: Any) -> Any:
     if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """NumPy's error has a type of its own, PyTorch's has one on a GPU only."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )
 
 
 def _sentence(error: Exception) -> str:

@@ -74,7 +74,8 @@ def joined(device: str) -> Iterator[torch.device]:
         yield chosen
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "onnection" in str(error):
-            raise ConnectionError("another process of this run has ended: its own message says why") from error
+            here = str(error).partition("\n")[0]
+            raise ConnectionError(f"another process of this run has ended, and says why; or here: {here}") from error
         raise
     finally:
         dist.destroy_process_group()

@@ -12,14 +12,6 @@ from utils.journal import write_csv
 from utils.markdown import table
 
 
-def metric_table(counts: torch.Tensor, classes: Sequence[str]) -> str:
-    """The seven metrics x classes and mean, from counts over all slices, as a Markdown table."""
-    flat = metrics.row(counts, classes)
-    names = [*classes, "mean"]
-    rows = [[metric, *(f"{flat[f'{metric}_{name}']:.4f}" for name in names)] for metric in metrics.ratios(counts)]
-    return table([["", *names], *rows])
-
-
 def region_table(rows: Sequence[Mapping[str, Any]], regions: Sequence[str]) -> str:
     """Mean over patients and 95 % interval of Dice and HD95 of each region, as a Markdown table."""
     found = summary(rows)
@@ -35,12 +27,14 @@ def write(
     folder: Path, title: str, rows: Sequence[dict[str, Any]], counts: torch.Tensor, classes: Sequence[str],
     regions: Sequence[str],
 ) -> str:  # fmt: skip
-    """Write metrics.csv and patients.csv (where cases were scored in 3-D); returns both as Markdown tables."""
+    """Write metrics.csv (seven metrics x classes and mean, from counts over all slices) and patients.csv (where cases
+    were scored in 3-D); returns both as Markdown tables."""
     flat = metrics.row(counts, classes)
     names = [*classes, "mean"]
     content = [{"metric": m, **{name: flat[f"{m}_{name}"] for name in names}} for m in metrics.ratios(counts)]
     write_csv(folder / "metrics.csv", content)
-    parts = [title, metric_table(counts, classes)]
+    lines = [[row["metric"], *(f"{row[name]:.4f}" for name in names)] for row in content]
+    parts = [title, table([["", *names], *lines])]
     if rows:
         write_csv(folder / "patients.csv", rows)
         parts.append(region_table(rows, regions))

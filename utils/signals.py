@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class Interrupted(BaseException):
-    """A run was asked to stop, and has saved. Like KeyboardInterrupt no error, which libraries may catch."""
+    """A script was asked to stop; the message says what is saved. No error, which libraries may catch."""
 
 
 class StopRequest:

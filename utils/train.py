@@ -239,7 +239,7 @@ def train_one_epoch(
         if stopping or time.perf_counter() - saved > run.recipe.save_every * 60:
             check_finite(run, data, names)
             journal.save(run.state_dict())
-            saved = time.perf_counter()
+            asked = saved = time.perf_counter()
         if stopping:
             bar.close()
             raise Interrupted(

@@ -62,8 +62,8 @@ class Options:
         str(FOLDS / "attention_unet_16_fold2of3.safetensors"),
     )
     """Each is measured on the patients that it has not seen."""
-    table: Path = ROOT / "models" / "saved_metrics" / "attention_on_tumours.csv"
-    figure: Path = ROOT / "images" / "attention_gates.png"
+    table: Path = ROOT / "runs" / "attention_on_tumours.csv"
+    figure: Path = ROOT / "runs" / "attention_gates.png"
 
 
 def brain_and_tumour(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,12 @@
-"""Draw the README's figures: a simulated patient, the images a class, and what the three U-Nets reached on patients.
+"""Draw the README's figures: a simulated patient, the images a class, what the three U-Nets reached on patients, and
+VisionTransformer's training.
 
     python utils/figures.py --out images
 
 The scores are those of models/saved_metrics/brats_folds: every patient by the model of the fold that never saw them.
 """
 
+import csv
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -20,6 +22,7 @@ import models
 from datasets import phantom
 from datasets.brats import LABELS, REGIONS, Case
 from datasets.download import CLASSIFICATION
+from datasets.images import CLASSES
 from datasets.slices import prepare
 from datasets.store import Block
 from utils import cli, data_plots, gather, image_plots, plots
@@ -32,7 +35,8 @@ from utils.unet_diagrams import UNETS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FOLDS = Path(__file__).resolve().parents[1] / "models" / "saved_metrics" / "brats_folds"
+METRICS = Path(__file__).resolve().parents[1] / "models" / "saved_metrics"
+FOLDS = METRICS / "brats_folds"
 N_FILTERS = 16
 PATIENT = 14  # of the built-in phantom
 STEP, PAUSE = 4, 160  # of the film: slices, and milliseconds
@@ -88,10 +92,17 @@ def scores() -> "Figure":
     return plots.score_by_size(table, f"Dice (0 to 1), mean of {', '.join(REGIONS)}")
 
 
+def transformer() -> "Figure":
+    """VisionTransformer's training."""
+    history = list(csv.DictReader((METRICS / "VisionTransformer_history.csv").read_text().splitlines()))
+    return plots.curves(history, CLASSES, "recall", "recall")
+
+
 FIGURES: dict[str, Callable[[], "Figure"]] = {  # the file (without .png) -> what draws it
     "phantom_modalities": modalities,
     "brats_dice": dice,
     "unet_scores": scores,
+    "vit_training": transformer,
     "class_distribution": partial(image_plots.class_distribution, CLASSIFICATION.expected),
 }
 

@@ -186,8 +186,8 @@ def refuse_overlap(options: Options, split: Split, store: Store) -> None:
         return
     header, tested = models.read_header(options.init), split.rows(store, "test")
     # the official test set has images of the same patients anyway, and says so
-    seen = files_of(list(models.recorded(header)), store) if split.unit == "file" else seen_by(header, store)
-    if (common := tested[seen[tested]]).size:
+    rows = files_of(list(models.recorded(header)), store) if split.unit == "file" else seen_by(header, store)
+    if (common := tested[rows[tested]]).size:
         name = splits.members(store, split.unit)[common[0]]
         raise ValueError(
             f"{options.init} was trained on {name}, which this split tests on: the score would be no measure of skill; "

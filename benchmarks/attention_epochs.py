@@ -50,7 +50,7 @@ def frames(store: Store, epochs: int) -> list["Image"]:
     device = choose("auto")
     torch.manual_seed(0)
     model = models.build("attention_unet", n_filters=8).to(device).to(memory_format=torch.channels_last)
-    image, truth = torch.from_numpy(store.images[shown]).float().to(device), store.targets[shown]
+    image, truth = torch.from_numpy(store.images[shown].astype(np.float32)).to(device), store.targets[shown]
     flair = image[MODALITIES.index("flair")].cpu().numpy()
     pictures: list[Image] = []
 

@@ -152,7 +152,7 @@ def picture(options: Options) -> "Figure":
     case = store.index["case"][unseen[0]]
     rows = unseen[store.index["case"][unseen] == case]
     row = rows[np.argmax([np.count_nonzero(store.targets[row]) for row in rows])]
-    image = torch.from_numpy(store.images[row]).float()
+    image = torch.from_numpy(store.images[row].astype(np.float32))
     maps = explain.attention_maps(model, image[None])
     flair = image[MODALITIES.index("flair")].numpy()
     title = f"{type(model).__name__} on {case}, whom it has not seen"

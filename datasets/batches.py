@@ -15,6 +15,7 @@ from datasets.store import Store
 
 Augment = Callable[[torch.Tensor, torch.Tensor, Draw], tuple[torch.Tensor, torch.Tensor]]
 Batch = tuple[torch.Tensor, torch.Tensor]
+PART = 1024  # rows that are copied to a GPU at once
 
 
 class Batches:
@@ -30,7 +31,7 @@ class Batches:
         part: (rank, size): of each batch, the part of process `rank` of `size`.
 
     Raises:
-        ValueError: a batch is too small to be dealt to all processes.
+        ValueError: every row is a rare one, or a batch is too small to be dealt to all processes.
     """
 
     def __init__(
@@ -54,17 +55,27 @@ class Batches:
         self.common, self.rare = rows[~rare], rows[rare]
         wanted = round(share * len(self.common) / (1 - share)) if share < 1 else len(self.rare)
         self.drawn = min(wanted, len(self.rare))
+        if len(rows) and not self.samples:
+            raise ValueError("no sample to train on but rare ones, such as slices without tumour: take other patients")
         if self.samples and (smallest := self.samples // len(self)) < self.size:
             raise ValueError(f"{smallest} samples a batch are too few for {self.size} processes: raise --batch-size")
-        self.images, self.targets = torch.from_numpy(store.images), torch.from_numpy(store.targets)
-        if resident and self._fits():
-            self.images, self.targets = self.images.to(device), self.targets.to(device)
+        self.resident = self._copied() if resident and self._fits() else None
 
     def _fits(self) -> bool:
         """Whether the whole store may live in the memory of a GPU: it takes at most half of what is free."""
         if self.device.type != "cuda":
             return False
-        return 2 * self.images.nbytes < torch.cuda.mem_get_info(self.device)[0]
+        return 2 * self.store.images.nbytes < torch.cuda.mem_get_info(self.device)[0]
+
+    def _copied(self) -> Batch:
+        """The arrays of the store on the device, copied in parts: they may not fit into the memory of the machine."""
+        copies = []
+        for array in (self.store.images, self.store.targets):
+            copy = torch.empty(array.shape, dtype=torch.from_numpy(array[:1].copy()).dtype, device=self.device)
+            for start in range(0, len(array), PART):
+                copy[start : start + PART] = torch.from_numpy(array[start : start + PART].copy())
+            copies.append(copy)
+        return copies[0], copies[1]
 
     @property
     def samples(self) -> int:
@@ -118,11 +129,12 @@ class Batches:
                 yield images, targets.to(self.device, non_blocking=True)
 
     def _gather(self, rows: np.ndarray) -> Batch:
-        if self.images.is_cuda:
+        if self.resident:
             index = torch.from_numpy(rows).to(self.device)
-            return self.images.index_select(0, index), self.targets.index_select(0, index)
+            return self.resident[0].index_select(0, index), self.resident[1].index_select(0, index)
         self.store.expect(rows)
         # NumPy, not torch: a second thread that used torch's OpenMP would make the threads of the training go to
         # sleep after every operation, and training up to a sixth slower
-        images, targets = (torch.from_numpy(array.numpy().take(rows, 0)) for array in (self.images, self.targets))
+        arrays = self.store.images, self.store.targets
+        images, targets = (torch.from_numpy(np.asarray(array).take(rows, 0)) for array in arrays)
         return (images.pin_memory(), targets.pin_memory()) if self.device.type == "cuda" else (images, targets)

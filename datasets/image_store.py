@@ -17,7 +17,7 @@ from datasets import patients, store
 from datasets.duplicates import groups, near_pairs, thumbnails
 from datasets.images import CLASSES, PARTS, Image, find_images, read_gray
 from datasets.parallel import ahead
-from datasets.preprocessing import SIDE, prepare
+from datasets.preprocessing import CROP, SIDE, prepare
 
 BLOCK = 256  # images
 
@@ -50,6 +50,8 @@ def open_images(folder: Path, cache: Path, image_size: int = 128) -> store.Store
         try:
             pixels = read_gray(image.path)
         except ValueError as error:
+            if getattr(error.__cause__, "errno", None):  # the disk or a permission, not the image: it may pass
+                raise
             return f"left out: {error}"
         part = PARTS.index(image.part) if image.part in PARTS else len(PARTS)
         return Read(image.name, part, about, shrink(prepare(pixels), image_size), thumbnails([pixels])[0])
@@ -63,7 +65,7 @@ def open_images(folder: Path, cache: Path, image_size: int = 128) -> store.Store
         if changed:
             print(f"{len(changed)} labels corrected, see {table.name}: {', '.join(changed)}")
 
-    options = {"image_size": image_size, "side": SIDE, "classes": list(CLASSES)}
+    options = {"image_size": image_size, "side": SIDE, "classes": list(CLASSES), "crop": CROP}
     paths = [*(image.path for image in images), table]
     return store.open_or_build(cache, folder.resolve().name, paths, options, produce)
 

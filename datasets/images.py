@@ -52,8 +52,12 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
     for part in parts or [""]:
         for label in _folders(top / part):
             if classes is not None and label not in classes:
-                raise ValueError(f"{top / part / label} is no class: the folders must be {', '.join(classes)}")
-            files = sorted(path for path in (top / part / label).iterdir() if path.suffix.lower() in SUFFIXES)
+                found = ", ".join(_folders(top / part))
+                raise ValueError(
+                    f"{top / part / label} is no class: the folders there are {found}, and must be {', '.join(classes)}"
+                )
+            files = sorted(path for path in (top / part / label).iterdir()
+                           if path.suffix.lower() in SUFFIXES and path.name[0] != ".")  # fmt: skip
             images += [Image(path, path.relative_to(top).as_posix(), part, label) for path in files]
             if not files and classes is not None:
                 raise ValueError(f"{top / part / label} holds no image: fetch the data set again, or fill the folder")
@@ -67,13 +71,24 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
 
 
 def root(folder: Path) -> Path:
-    """The folder that holds Training/ or Testing/: the given one, or one inside it. FileNotFoundError: no folder."""
+    """The folder that holds Training/ or Testing/: the given one, or one inside it.
+
+    Raises:
+        FileNotFoundError: no folder.
+        ValueError: several inside it do.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: see README for how to get the data set")
-    for candidate in (folder, *(folder / name for name in _folders(folder))):
-        if any((candidate / part).is_dir() for part in PARTS):
-            return candidate
-    return folder
+    if _is_root(folder):
+        return folder
+    inside = [folder / name for name in _folders(folder) if _is_root(folder / name)]
+    if len(inside) > 1:
+        raise ValueError(f"{inside[0]} and {inside[1]} are two data sets: name the folder of one")
+    return inside[0] if inside else folder
+
+
+def _is_root(folder: Path) -> bool:
+    return any((folder / part).is_dir() for part in PARTS)
 
 
 def _folders(folder: Path) -> list[str]:

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-import uuid
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,15 @@ def building(folder: Path, parameters: dict[str, Any]) -> Iterator[Path | None]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):  # of several jobs one builds, the others wait
         if (target / MADE).is_file():
-            if json.loads((target / MADE).read_text()) == parameters:
+            if _made_with(target) == parameters:
                 yield None
                 return
+            print(f"{folder} holds a phantom of other arguments: it is replaced", flush=True)
         elif target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"{folder} holds something else than a phantom: choose another folder")
-        part, old = (target.with_name(f".{target.name}-{uuid.uuid4().hex}.{end}") for end in ("part", "old"))
+        part, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
+        for left in (part, old):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         try:
             part.mkdir()
             yield part
@@ -40,6 +43,21 @@ def building(folder: Path, parameters: dict[str, Any]) -> Iterator[Path | None]:
             if target.exists():
                 target.rename(old)
             part.rename(target)
+        except BrokenProcessPool as error:
+            raise OSError("a process that made the phantom was ended, perhaps for want of memory: "
+                          "free some and run the same command again") from error  # fmt: skip
         finally:
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def holds(folder: Path, version: int) -> bool:
+    """Whether a phantom of this version is in the folder, whatever its other arguments."""
+    return _made_with(folder).get("version") == version
+
+
+def _made_with(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / MADE).read_text()))
+    except (FileNotFoundError, ValueError):  # none, or cut off by a crash
+        return {}

@@ -22,7 +22,9 @@ from datasets.parallel import ahead
 from utils.files import replacing
 
 SIDE = 256  # pixels
+CROP = 2  # raise it when another crop is taken: stores are then built anew
 BLUR = 5  # pixels, width of the smoothing before the outline is taken
+DARK = 0.12  # share of the brightest (their 99th percentile) up to which a pixel is background
 STRONG = 0.4  # share of the area below which a crop is reported: look at it
 ROOT = Path(__file__).resolve().parent
 
@@ -30,7 +32,7 @@ ROOT = Path(__file__).resolve().parent
 def crop_box(image: np.ndarray) -> tuple[int, int, int, int]:
     """Where the head is in a gray image (H, W) uint8: top, bottom, left, right; all of it where nothing stands out.
 
-    A white frame is background too, and so is the black margin that it may enclose: hence two passes.
+    A frame of one colour is background too, and so is the black margin that it may enclose: hence two passes.
     """
     top, left = 0, 0
     bottom, right = image.shape
@@ -40,23 +42,32 @@ def crop_box(image: np.ndarray) -> tuple[int, int, int, int]:
     return top, bottom, left, right
 
 
+def _background(image: np.ndarray) -> int:
+    """The gray level of the frame where there is one, else black: what reaches the edge may be the head."""
+    frame = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    level = int(np.median(frame))
+    if level > 200:
+        return 255
+    uniform = np.mean(np.abs(frame.astype(int) - level) <= 4) > 0.95  # JPEG moves a level by so much
+    return level if uniform and level > DARK * np.percentile(image, 99) else 0
+
+
 def _outline(image: np.ndarray) -> tuple[int, int, int, int]:
     """The extreme points of the largest outline, as `crop_box` returns them."""
     import cv2
     import imutils
 
     height, width = image.shape
-    frame = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    white = np.median(frame) > 200
-    smooth = cv2.GaussianBlur(255 - image if white else image, (BLUR, BLUR), 0)
-    threshold = 0.12 * np.percentile(smooth, 99)
+    ground = _background(image)
+    smooth = cv2.GaussianBlur(cv2.absdiff(image, np.full_like(image, ground)), (BLUR, BLUR), 0)
+    threshold = DARK * np.percentile(smooth, 99)
     found = (smooth > threshold).astype(np.uint8)
     found = cv2.morphologyEx(found, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))  # erode, dilate: specks go
     outlines = imutils.grab_contours(cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE))
     if not outlines:
         return 0, height, 0, width
     x, y, w, h = cv2.boundingRect(max(outlines, key=cv2.contourArea))
-    rim = BLUR // 2 if white else 0  # where the frame was blurred into the image
+    rim = BLUR // 2 if ground else 0  # where the frame was blurred into the image
     if min(w, h) <= 2 * rim:
         return 0, height, 0, width
     return y + rim, y + h - rim, x + rim, x + w - rim
@@ -79,7 +90,7 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
     left out; an image whose crop is strong is written and reported.
 
     Returns:
-        A sentence for each image that somebody should look at.
+        A sentence for each image that somebody should look at; printed, too.
 
     Raises:
         FileNotFoundError, ValueError: see `datasets.images.find_images`.
@@ -111,14 +122,18 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):  # two at once would write the same temporary files
         done = tqdm(ahead(work, images), total=len(images), desc="cropping", unit="image", dynamic_ncols=True)
-        return [sentence for sentence in done if sentence]
+        sentences = []
+        for sentence in filter(None, done):
+            tqdm.write(sentence)  # now: a second start would not say it again
+            sentences.append(sentence)
+        return sentences
 
 
 def main(source: Path = ROOT / "classification", target: Path | None = None, /) -> None:
     """Crop and resize all images below SOURCE; the default TARGET is SOURCE/preprocessed."""
     target = target or source / PREPROCESSED
     sentences = preprocess_folder(source, target)
-    print("\n".join([*sentences, f"{target} is ready; {len(sentences)} images to look at"]))
+    print(f"{target} is ready; {len(sentences)} new images to look at")
 
 
 if __name__ == "__main__":

@@ -193,4 +193,5 @@ def open_slices(
 
 def _unlabelled(source: brats.Source) -> bool:
     """A test image of the Decathlon, which comes without labels."""
-    return source.layout == "msd" and any(path.parent.name == "imagesTs" for path in source.paths())
+    image = source.files.get("image")
+    return image is not None and image.parent.name == "imagesTs" and "seg" not in source.files

@@ -39,8 +39,8 @@ class Store:
     """An open store.
 
     Attributes:
-        images: (N, C, H, W) memory map; whoever reads many rows says so with `expect` before.
-        targets: (N, H, W) or (N,) memory map.
+        images: (N, C, H, W) memory map, read only; whoever reads many rows says so with `expect` before.
+        targets: (N, H, W) or (N,) memory map, read only.
         index: the index's columns, each an array of N entries.
         info: what was kept with each block, in order.
         options: the options that the store was built with.
@@ -112,20 +112,23 @@ def _key(sources: Iterable[Path], options: dict[str, Any]) -> str:
 
 
 def _open(folder: Path) -> Store | None:
-    """The store in `folder`, or None where it is absent, damaged or of another version."""
+    """The store in `folder`, or None where it is absent, damaged or of another version.
+
+    Raises:
+        OSError: it is there, but may not or cannot be read: to build it again would not help.
+    """
     try:
         about = json.loads((folder / "store.json").read_text())
         if about["version"] != VERSION:
             return None
-        # mode "c": writable in memory, never on disk, so that torch takes the arrays without a copy or a warning
-        images = np.load(folder / "images.npy", mmap_mode="c")
-        targets = np.load(folder / "targets.npy", mmap_mode="c")
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        targets = np.load(folder / "targets.npy", mmap_mode="r")
         index = _read_columns(folder / "index.csv")
         _advise(images, "MADV_RANDOM")
         _advise(targets, "MADV_RANDOM")
         if not len(images) == len(targets) == len(next(iter(index.values()))):
             return None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration):
+    except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, StopIteration, csv.Error):
         return None
     return Store(folder, images, targets, index, about["info"], about["options"])
 
@@ -185,7 +188,7 @@ class NpyWriter:
 
     def append(self, block: np.ndarray) -> None:
         """Add a block of shape (n, ...); the later axes and the type are those of the first block."""
-        if self.length == 0:
+        if self.file.tell() == 0:
             self.shape, self.dtype = block.shape[1:], block.dtype
             self._header()
         if (block.shape[1:], block.dtype) != (self.shape, self.dtype):

@@ -281,6 +281,8 @@ def test_a_bad_table_is_named(tmp_path: Path) -> None:
     path.write_text("file,patient\na/b.jpg,p\n")
     with pytest.raises(ValueError, match="lacks label"):
         patients.load(path)
+    path.write_text("file,patient,label\na/b.jpg ,p ,glioma\na/c.jpg, p, glioma\n")
+    assert patients.load(path) == {"a/b": ("p", "glioma"), "a/c": ("p", "glioma")}  # blanks make no second patient
     path.write_text("file,patient,label\na/b.jpg,p,glioma\na/b.png,q,glioma\n")
     with pytest.raises(ValueError, match="a/b twice"):
         patients.load(path)

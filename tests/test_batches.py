@@ -45,6 +45,8 @@ def test_rare_rows_are_drawn_by_share(tmp_path: Path) -> None:
     assert len(set.union(*seen)) > 18
     assert Batches(numbered(tmp_path), np.arange(23), 4, CPU, rare=rare, share=0.0).samples == 8
     assert Batches(numbered(tmp_path), np.arange(23), 4, CPU, rare=rare).samples == 23
+    with pytest.raises(ValueError, match="no sample to train on"):
+        Batches(numbered(tmp_path), np.arange(8, 23), 4, CPU, rare=rare[8:], share=0.2)
 
 
 def test_an_epoch_goes_on_from_any_step(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from datasets.brats_files import NAMES
 
 SHAPE = (12, 10, 8)
 LPS = np.array([[-1.5, 0, 0, 4], [0, -1, 0, 239], [0, 0, 2, -3], [0, 0, 0, 1]])
-REAL = Path(__file__).parents[2] / "shared" / "data" / "brats"
 
 
 def simulate(shape: tuple[int, int, int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
@@ -410,13 +409,13 @@ def test_unknown_options(nifti: Path, hdf5: Path) -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real data at {REAL}")
 @pytest.mark.parametrize("patient", ["BraTS2021_00006", "BraTS20_Training_272", "BraTS20_Training_275",
                                      "BraTS20_Training_278"])
-def test_real_patients(patient: str) -> None:
-    with (REAL / "manifest.csv").open() as file:
+def test_real_patients(patient: str, real_data: Path) -> None:
+    folder = real_data / "brats"
+    with (folder / "manifest.csv").open() as file:
         row = next(row for row in csv.DictReader(file) if row["patient"] == patient)
-    case = read(REAL / patient)
+    case = read(folder / patient)
     assert case.patient == patient and case.images.shape == (4, 240, 240, 155) and case.spacing == (1, 1, 1)
     counts = np.bincount(case.labels.ravel(), minlength=4)
     assert counts[1:].tolist() == [int(row[name]) for name in ("ncr", "ed", "et")]

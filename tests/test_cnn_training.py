@@ -1,6 +1,7 @@
 """The classification scripts as their users run them, on a small tree of made-up heads."""
 
 import csv
+import errno
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image as Pillow
 
 import models
+from datasets import phantom_slices
 from datasets.image_store import group_names, open_images
 from datasets.images import CLASSES
 from tests.test_images import head
@@ -196,6 +198,67 @@ def test_damaged_images_are_left_out_and_groups_join_copies(tree: Path, tmp_path
     assert all(CLASSES[label] == name.split("/")[1] for name, label in labels.items())
 
 
+def test_an_image_that_may_not_be_read_is_not_left_out_for_ever(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> Pillow.Image:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("datasets.images.Pillow.open", refuse)
+        with pytest.raises(ValueError, match="Permission denied"):
+            open_images(tree, tmp_path, 32)
+    assert len(open_images(tree, tmp_path, 32)) == 56
+
+
+def test_one_store_of_mixed_modes_and_a_class_that_is_damaged(tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "heads"
+    shutil.copytree(tree, folder)
+    (folder / "patients.csv").unlink()
+    paths = sorted((folder / "Training" / "glioma").iterdir())
+    for mode, path in zip(("RGB", "RGBA", "P", "I;16"), paths, strict=False):
+        image = Pillow.open(path)
+        deep = Pillow.fromarray(np.asarray(image).astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+        deep.save(path)
+    mixed, plain = open_images(folder, tmp_path / "cache", 32), open_images(tree, tmp_path / "cache", 32)
+    assert np.abs(mixed.images.astype(int) - plain.images).max() <= 3
+    for path in (folder / "Testing" / "glioma").iterdir():
+        path.write_bytes(b"")
+    assert len(open_images(folder, tmp_path / "cache", 32)) == 52
+    for path in (folder / "Training" / "glioma").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no image of the class glioma can be read"):
+        open_images(folder, tmp_path / "cache", 32)
+
+
+def test_without_data_the_phantom_takes_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def small(folder: Path) -> None:
+        calls.append(folder)
+        for name in [f"{part}/{label}" for part in ("Training", "Testing") for label in CLASSES]:
+            (folder / name).mkdir(parents=True)
+            Pillow.fromarray(head()).save(folder / name / "1.png")
+        (folder / "phantom.json").write_text(json.dumps({"version": phantom_slices.VERSION, "patients": 8}))
+
+    calls: list[Path] = []
+    monkeypatch.setattr(phantom_slices, "FOLDER", tmp_path / "phantom")
+    monkeypatch.setattr(phantom_slices, "write_image_phantom", small)
+    monkeypatch.setattr(stages, "no_data", lambda options: options.data == tmp_path / "none")
+    monkeypatch.setattr(classification, "no_data", stages.no_data)
+    for _ in range(2):  # the second time it is taken as it is, whatever it was made with
+        store = classification.open_data(CNNOptions(data=tmp_path / "none", cache=tmp_path / "cache", image_size=32))
+        assert len(store) == 8 and "using the built-in phantom" in capsys.readouterr().out
+    assert calls == [tmp_path / "phantom"]
+
+
+def test_nobody_named_a_folder_and_the_default_is_empty(tmp_path: Path) -> None:
+    default = CNNOptions()
+    there = default.data.is_dir() and any(default.data.iterdir())
+    assert stages.no_data(default) == (not there)
+    assert not stages.no_data(replace(default, data=tmp_path))
+
+
 def test_a_letter_behind_the_number_is_the_same_patient() -> None:
     thumbs = np.eye(4, 64 * 64, dtype=np.float32)
     names = group_names(["a", "b", "c", "d"], ["MR12", "MR12B", "", "MR13"], thumbs)
@@ -207,12 +270,24 @@ def test_a_letter_behind_the_number_is_the_same_patient() -> None:
     [(("--split", "patient"), "--fold 0"), (("--fold", "0"), "no folds"), (("--data", "/nowhere"), "/nowhere"),
      (("--split", "patient", "--fold", "0", "--folds", "30"), "cannot be dealt into 30 parts"),
      (("--image-size", "20"), "image_size of 69 or more"), (("--model", "alexnet", "--residual"), "--residual"),
-     (("--evaluate", "ClassicUNet"), "holds classic_unet"), (("--temperature", "0"), "above 0")],
+     (("--evaluate", "ClassicUNet"), "holds classic_unet"), (("--temperature", "0"), "above 0"),
+     (("--init", "CustomCNN", "--image-size", "72"), "image_size=128"),
+     (("--init", "two.safetensors", "--image-size", "72"), "num_classes=2"),
+     (("--evaluate", "two.safetensors"), "tell benign, malignant apart"), (("--data", "empty"), "no image in"),
+     (("--data", "halved"), "halved: the data set is not divided into Training and Testing")],
 )  # fmt: skip
 def test_bad_options_are_one_sentence(
     options: CNNOptions, arguments: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
 ) -> None:  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(options.data / "Training", tmp_path / "halved" / "Training")
+    places = {name: tmp_path / name for name in ("empty", "halved", "two.safetensors")}
+    models.save(
+        models.build("custom_cnn", image_size=72, num_classes=2), places["two.safetensors"],
+        classes=["benign", "malignant"], seen=[], preprocessing={"image_size": 72}, split={"train": [], "val": []}, data="other",
+    )  # fmt: skip
+    arguments = tuple(str(places.get(text, text)) for text in arguments)
     start = ["--val", "0.4", "--data", options.data, "--cache", options.cache, "--name", options.name]
     monkeypatch.setattr(sys, "argv", ["script", *map(str, start), *arguments])
     with pytest.raises(SystemExit) as stop:

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from scipy import ndimage
 from datasets import mri_signal, phantom
 from datasets.mri_signal import TISSUES, Tissue
 from datasets.phantom_anatomy import BOX, ED, ET, NCR
+from datasets.phantom_folder import holds
 from tests.conftest import left
 
 
@@ -181,6 +183,29 @@ def test_reused_or_replaced(tmp_path: Path) -> None:
     phantom.write_phantom(folder, patients=2, seed=5)
     assert sorted(path.name for path in folder.iterdir()) == ["hdf5-5-1", "hdf5-5-2", "phantom.json"]
     assert left(tmp_path) == ["set"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_crash_leaves_nothing_for_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for end in ("part", "old"):
+        (tmp_path / f".set.{end}" / "half").mkdir(parents=True)
+    folder = phantom.write_phantom(tmp_path / "set", patients=1)
+    assert left(tmp_path) == ["set"] and not capsys.readouterr().out
+    (folder / "phantom.json").write_bytes(b"")  # cut off by a crash
+    phantom.write_phantom(folder, patients=1)
+    assert holds(folder, phantom.VERSION) and not holds(folder, phantom.VERSION - 1)
+    assert "is replaced" in capsys.readouterr().out
+
+
+def test_a_worker_that_is_killed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*_: object) -> None:
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(phantom, "write_patient", dies)
+    monkeypatch.setattr(phantom, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    with pytest.raises(OSError, match="for want of memory"):
+        phantom.write_phantom(tmp_path / "set", patients=2)
+    assert not left(tmp_path)
 
 
 @pytest.mark.usefixtures("quick")

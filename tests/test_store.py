@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import json
+import math
 import mmap
 import multiprocessing
 import os
@@ -10,11 +11,12 @@ import shutil
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from datasets import brats, phantom, slices, store
-from tests.conftest import make_case, write_case
+from tests.conftest import AFFINE, make_case, write_case
 
 WINDOW = (48, 64)
 
@@ -97,7 +99,7 @@ def test_names_of_digits_stay_names(tmp_path: Path) -> None:
     assert index["patient"].tolist() == ["001", "1"] and index["slice"].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("damage", ["version", "truncated", "empty", "no index", "half"])
+@pytest.mark.parametrize("damage", ["version", "truncated", "empty", "no index", "zeros", "half"])
 def test_an_old_or_damaged_store_is_built_again(tmp_path: Path, damage: str) -> None:
     folder = store.open_or_build(tmp_path, "toy", [], {}, blocks).folder
     if damage == "version":
@@ -109,6 +111,8 @@ def test_an_old_or_damaged_store_is_built_again(tmp_path: Path, damage: str) -> 
         os.truncate(folder / "images.npy", 0)
     elif damage == "no index":
         (folder / "index.csv").unlink()
+    elif damage == "zeros":  # what a power cut leaves
+        (folder / "index.csv").write_bytes(bytes(200_000))
     else:
         folder.rename(folder.with_name(folder.name + ".part"))
     again = store.open_or_build(tmp_path, "toy", [], {}, blocks)
@@ -219,6 +223,16 @@ def test_pixels_of_another_size_are_refused() -> None:
         slices.prepare(case, WINDOW)
 
 
+def test_test_images_of_the_decathlon_count_when_they_are_labelled(tmp_path: Path) -> None:
+    for folder, case in (("imagesTr", "a"), ("labelsTr", "a"), ("imagesTs", "b"), ("labelsTs", "b"), ("imagesTs", "c")):
+        images, labels = make_case(ord(case))
+        content = np.moveaxis(images, 0, -1) if folder.startswith("images") else np.where(labels == 4, 3, labels)
+        (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(content, AFFINE), tmp_path / "data" / folder / f"{case}.nii.gz")
+    found = slices.open_slices(tmp_path / "data", tmp_path / "cache", WINDOW)
+    assert [info["case"] for info in found.info] == ["a", "b"]
+
+
 def test_a_bad_case_among_good_ones_stops_the_build(cases: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bad"
     shutil.copytree(cases, folder)
@@ -228,3 +242,42 @@ def test_a_bad_case_among_good_ones_stops_the_build(cases: Path, tmp_path: Path)
     with pytest.raises(ValueError, match="Case_bad_seg"):
         slices.open_slices(folder, tmp_path / "cache", WINDOW)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_store_larger_than_memory_opens(tmp_path: Path) -> None:
+    with Path("/proc/meminfo").open() as file:
+        sizes = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in file if line.endswith("kB\n")}
+    side = math.isqrt((sizes["MemTotal"] + sizes["SwapTotal"]) // 800)
+    block = store.Block(np.ones((2, 1, side, side), np.uint8), np.arange(2), [{"slice": 0}, {"slice": 1}], {})
+    folder = store.open_or_build(tmp_path, "s", [], {}, lambda: iter([block])).folder
+    for name, shape in (("images", (1000, 1, side, side)), ("targets", (1000,))):  # the rest of the files is holes
+        with store.NpyWriter(folder / f"{name}.npy") as writer:
+            writer.append(np.ones((1, *shape[1:]), np.uint8))
+            writer.file.truncate(math.prod(shape) + 128)
+            writer.length = 1000
+    (folder / "index.csv").write_text("slice\n" + "\n".join(map(str, range(1000))) + "\n")
+    found = store.open_or_build(tmp_path, "s", [], {}, blocks)
+    assert found.images.nbytes > sizes["MemTotal"] + sizes["SwapTotal"] and len(found) == 1000
+    assert found.images[0].all() and not found.images[999].any()
+
+
+def test_a_store_that_may_not_be_read_is_not_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.open_or_build(tmp_path, "toy", [], {}, blocks).folder
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "load", refuse)
+        with pytest.raises(PermissionError, match=r"images\.npy"):
+            store.open_or_build(tmp_path, "toy", [], {}, lambda: pytest.fail("built anew"))  # type: ignore[arg-type]
+    assert store.open_or_build(tmp_path, "toy", [], {}, lambda: pytest.fail("built anew")).folder == folder
+
+
+def test_a_block_may_be_empty(tmp_path: Path) -> None:
+    def produce():
+        yield store.Block(np.zeros((0, 2, 3, 4), np.float16), np.zeros((0, 3, 4), np.uint8), [], {"case": "none"})
+        yield from blocks()
+
+    built = store.open_or_build(tmp_path, "toy", [], {}, produce)
+    assert built.images[:, 0, 0, 0].tolist() == [0, 1, 1, 2, 2, 2] == built.targets[:, 0, 0].tolist()

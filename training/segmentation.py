@@ -12,6 +12,7 @@ from datasets import phantom, splits
 from datasets.augment import Augmentation
 from datasets.batches import Batches
 from datasets.brats import CLASSES, MODALITIES, REGIONS
+from datasets.phantom_folder import holds
 from datasets.slices import open_slices
 from datasets.splits import Split
 from datasets.store import Store
@@ -29,7 +30,9 @@ def open_data(options: UNetOptions, preprocessing: Mapping[str, Any] | None = No
     folder = options.data
     if no_data(options):
         say(f"No data in {folder}: using the built-in phantom. Real data: put BraTS cases there (see README).")
-        folder = phantom.write_phantom(phantom.FOLDER)
+        folder = phantom.FOLDER
+        if not holds(folder, phantom.VERSION):
+            phantom.write_phantom(folder)
     made = preprocessing or {"window": options.window, "normalise": "zscore"}
     return open_slices(
         folder, options.cache, tuple(made["window"]), options.labels, options.modalities, made["normalise"]

@@ -35,7 +35,7 @@ class Augmentation:
 
     rotation: float = 20.0  # degrees, either way
     scale: float = 0.2  # relative, either way
-    shift: float = 0.05  # of the side, either way
+    shift: float = 0.05  # of half the side, either way
     flip: int | None = -2  # the axis that runs from left to right: the first of a slice in BraTS order
     contrast: float = 0.2  # relative change of each modality's intensities
     brightness: float = 0.2  # added to each modality inside the brain, standard deviations
@@ -68,11 +68,11 @@ class Augmentation:
         aspect = height / width  # x and y are normalised by different lengths
         across, down = draw.uniform(self.shift), draw.uniform(self.shift)
         rows = [cos * fx, -sin * aspect * fy, across, sin / aspect * fx, cos * fy, down]
-        return torch.stack(rows, dim=1).view(batch, 2, 3).to(images.device)
+        return torch.stack(rows, dim=1).view(batch, 2, 3).to(images.device, non_blocking=True)
 
     def _contrast(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         def uniform(limit: float) -> torch.Tensor:
-            return draw.uniform(limit, images.shape[1], 1, 1).to(images.device)
+            return draw.uniform(limit, images.shape[1], 1, 1).to(images.device, non_blocking=True)
 
         gain, offset, bend = 1 + uniform(self.contrast), uniform(self.brightness), 1 + uniform(self.gamma)
         changed = self._bent(images, bend).mul_(gain).add_(offset)

@@ -72,8 +72,9 @@ class Batches:
         copies = []
         for array in (self.store.images, self.store.targets):
             copy = torch.empty(array.shape, dtype=torch.from_numpy(array[:1].copy()).dtype, device=self.device)
-            for start in range(0, len(array), PART):
-                copy[start : start + PART] = torch.from_numpy(array[start : start + PART].copy())
+            for rows in np.array_split(np.arange(len(array)), -(-len(array) // PART)):
+                self.store.expect(rows)
+                copy[rows[0] : rows[-1] + 1] = torch.from_numpy(array[rows])
             copies.append(copy)
         return copies[0], copies[1]
 
@@ -130,7 +131,7 @@ class Batches:
 
     def _gather(self, rows: np.ndarray) -> Batch:
         if self.resident:
-            index = torch.from_numpy(rows).to(self.device)
+            index = torch.from_numpy(rows).to(self.device, non_blocking=True)
             return self.resident[0].index_select(0, index), self.resident[1].index_select(0, index)
         self.store.expect(rows)
         # NumPy, not torch: a second thread that used torch's OpenMP would make the threads of the training go to

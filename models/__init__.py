@@ -7,6 +7,8 @@
 
 from models.base import Model
 from models.registry import MODELS, build
-from models.weights import load, load_into, read_header, recorded, save
+from models.weights import find, load, load_into, read_header, recorded, round_as_saved, save
 
-__all__ = ["MODELS", "Model", "build", "load", "load_into", "read_header", "recorded", "save"]
+__all__ = [
+    "MODELS", "Model", "build", "find", "load", "load_into", "read_header", "recorded", "round_as_saved", "save",
+]  # fmt: skip

@@ -41,7 +41,7 @@ def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> Model:
     A name is that of a class or of a file of this folder: "AttentionUNet" or "attention_unet". Raises
     FileNotFoundError, and ValueError for a file that is damaged, has no header, or does not fit its model.
     """
-    path = _find(path_or_name)
+    path = find(path_or_name)
     header = read_header(path)
     model = build(header["model"], **header["options"])
     _fill(model, path)
@@ -54,7 +54,7 @@ def load_into(model: nn.Module, path_or_name: str | Path) -> None:
 
     Raises what `load` raises, and ValueError when the weights are of another architecture or other options.
     """
-    path = _find(path_or_name)
+    path = find(path_or_name)
     header = read_header(path)
     wanted = _identity(model)
     found = header["model"], full_options(header["model"], **header["options"])
@@ -65,7 +65,7 @@ def load_into(model: nn.Module, path_or_name: str | Path) -> None:
 
 def read_header(path_or_name: str | Path) -> dict[str, Any]:
     """The header alone. Raises FileNotFoundError, and ValueError for a damaged file or one without header."""
-    path = _find(path_or_name)
+    path = find(path_or_name)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -88,7 +88,8 @@ def recorded(header: Mapping[str, Any]) -> set[str]:
     return names | {name.rsplit(":", 1)[0] for name in names}
 
 
-def _find(path_or_name: str | Path) -> Path:
+def find(path_or_name: str | Path) -> Path:
+    """The file of published weights, by its path or name. Raises FileNotFoundError where there is none."""
     classes = MODELS | {name: name for name in MODELS.values()}
     name = str(path_or_name)
     path = SAVED_MODELS / f"{classes[name]}.safetensors" if name in classes else Path(name)
@@ -108,6 +109,11 @@ def _identity(model: nn.Module) -> tuple[str, dict[str, Any]]:
 
 def _describe(name: str, options: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+
+
+def round_as_saved(model: nn.Module) -> None:
+    """Rounds a model's values to what `save` writes and `load` reads. Raises ValueError as `save` does."""
+    model.load_state_dict({key: _to_half(key, value) for key, value in model.state_dict().items()})
 
 
 def _to_half(key: str, value: torch.Tensor) -> torch.Tensor:

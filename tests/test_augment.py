@@ -1,8 +1,9 @@
 """Augmentation moves image and mask together, and is a function of its generator."""
 
+import pytest
 import torch
 
-from datasets.augment import Augmentation, Draw, affine_grid
+from datasets.augment import Augmentation, Draw, ImageAugmentation, affine_grid
 
 
 def draw(seed: int, batch: int) -> Draw:
@@ -39,6 +40,30 @@ def test_a_rotation_keeps_shapes_in_a_window_that_is_no_square() -> None:
     assert ((areas / 1600 - 1).abs() < 0.02).all()  # a shear would keep the area, too; its extent it would not
     rows, columns = turned.amax(dim=2).sum(dim=1), turned.amax(dim=1).sum(dim=1)
     assert ((rows - columns).abs() <= 2).all()
+
+
+@pytest.mark.parametrize("recipe", [Augmentation, ImageAugmentation])
+def test_a_shift_is_a_share_of_half_the_side(recipe: type[Augmentation]) -> None:
+    images = torch.zeros(64, 3, 100, 200)
+    images[:, :, 50, 100] = 1
+    still = recipe(rotation=0, scale=0, shift=0.2, flip=None, contrast=0, brightness=0, gamma=0)
+    moved, _ = still(images, torch.zeros(64, 100, 200, dtype=torch.uint8), draw(0, 64))
+    y, x = (moved[:, 0].sum(dim=axis) for axis in (2, 1))  # where the point has gone, between two pixels
+    down = (y * torch.arange(100)).sum(1) / y.sum(1) - 50
+    across = (x * torch.arange(200)).sum(1) / x.sum(1) - 100
+    assert 9 < down.abs().max() <= 10.01 and 18 < across.abs().max() <= 20.01
+    assert down.min() < -5 and across.max() > 10
+
+
+def test_images_keep_equal_channels_and_their_class() -> None:
+    images = torch.rand(8, 1, 40, 40, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    classes = torch.arange(8)
+    changed, same = ImageAugmentation()(images, classes, draw(0, 8))
+    assert same is classes and changed.shape == images.shape
+    assert torch.equal(changed[:, 0], changed[:, 2]) and not torch.allclose(changed, images, atol=0.05)
+    flip = ImageAugmentation(rotation=0, scale=0, shift=0, contrast=0, brightness=0, gamma=0)
+    for one, other in zip(flip(images, classes, draw(1, 8))[0], images, strict=True):  # left and right only
+        assert torch.allclose(one, other, atol=1e-5) or torch.allclose(one, other.flip(-1), atol=1e-5)
 
 
 def test_the_grid_is_pytorchs_own() -> None:

@@ -271,6 +271,8 @@ def test_a_letter_behind_the_number_is_the_same_patient() -> None:
      (("--split", "patient", "--fold", "0", "--folds", "30"), "cannot be dealt into 30 parts"),
      (("--image-size", "20"), "image_size of 69 or more"), (("--model", "alexnet", "--residual"), "--residual"),
      (("--evaluate", "ClassicUNet"), "holds classic_unet"), (("--temperature", "0"), "above 0"),
+     (("--evaluate", "CustomCNN", "--temperature", "2"), "of a training"),
+     (("--evaluate", "CustomCNN", "--no-mirror"), "of a training"),
      (("--init", "CustomCNN", "--image-size", "72"), "image_size=128"),
      (("--init", "two.safetensors", "--image-size", "72"), "num_classes=2"),
      (("--evaluate", "two.safetensors"), "tell benign, malignant apart"), (("--data", "empty"), "no image in"),
@@ -285,7 +287,7 @@ def test_bad_options_are_one_sentence(
     places = {name: tmp_path / name for name in ("empty", "halved", "two.safetensors")}
     models.save(
         models.build("custom_cnn", image_size=72, num_classes=2), places["two.safetensors"],
-        classes=["benign", "malignant"], seen=[], preprocessing={"image_size": 72}, split={"train": [], "val": []}, data="other",
+        classes=["benign", "malignant"], preprocessing={"image_size": 72}, split={"train": [], "val": []},
     )  # fmt: skip
     arguments = tuple(str(places.get(text, text)) for text in arguments)
     start = ["--val", "0.4", "--data", options.data, "--cache", options.cache, "--name", options.name]

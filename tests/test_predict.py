@@ -106,6 +106,9 @@ def test_two_cases_of_one_name(weights: Path, tmp_path: Path) -> None:
     first, second = write(tmp_path / "x", "a"), write(tmp_path / "y", "a", "RAS")
     assert run(first, second, first, weights=weights, out=tmp_path / "out") == 1  # the first one is predicted, once
     assert nib.aff2axcodes(nib.load(tmp_path / "out" / "a_pred.nii.gz").affine) == ("L", "P", "S")
+    write(tmp_path / "y", "b")  # behind the one that is not predicted
+    assert run(tmp_path / "x", tmp_path / "y", weights=weights, out=tmp_path / "both") == 1
+    assert {path.name for path in (tmp_path / "both").glob("*.nii.gz")} == {"a_pred.nii.gz", "b_pred.nii.gz"}
 
 
 def test_bad_weights_and_options(case: Path, weights: Path, tmp_path: Path) -> None:

@@ -168,6 +168,16 @@ def test_hdf5_slices(tmp_path: Path) -> None:
     np.testing.assert_array_equal(made.affine, phantom.AFFINE)
 
 
+def test_one_slice_is_a_case_too(tmp_path: Path) -> None:
+    images, codes = np.zeros((4, 240, 240, 1), np.float32), np.zeros((240, 240, 1), np.uint8)
+    images[:, 80:160, 70:170], codes[90:110, 80:100] = 100, 4
+    images[:, 80:160, 70:170] += np.random.default_rng(0).integers(0, 4, (4, 80, 100, 1))
+    images[2][codes == 4] = 500
+    phantom.write_hdf5(tmp_path / "in", 7, images, codes)
+    assert predict_scans.run([tmp_path / "in"], segmenter(), tmp_path) == (1, [])
+    assert (tmp_path / "volume_7_pred.png").exists() and (tmp_path / "scores.csv").exists()
+
+
 def test_a_large_brain_enlarges_the_window(case: Path) -> None:
     network = Threshold()
     network.header = HEADER | {"preprocessing": HEADER["preprocessing"] | {"window": [32, 32]}}  # type: ignore[operator]

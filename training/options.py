@@ -167,6 +167,8 @@ class ImageOptions(Options):
             raise ValueError(f"--val is {self.val}: at most half of the images can be watched")
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"--temperature is {self.temperature}: it must be above 0")
+        if self.evaluate and (self.temperature is not None or not self.mirror):
+            raise ValueError("--temperature and --no-mirror are of a training: published weights have their own")
 
     @property
     def title(self) -> str:

@@ -4,6 +4,7 @@ What differs is the task's own: `training.segmentation` and `training.classifica
 """
 
 import csv
+import shutil
 import subprocess
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -23,14 +24,15 @@ from datasets.store import Store
 from training.options import ROOT, Options
 from utils import checkpoint, cli, distributed
 from utils.device import best_precision, keep_freed_memory
-from utils.files import write_text
+from utils.files import replacing, write_text
 from utils.train import Recipe
 
 RESULTS = "results.md"
+INIT = "init.safetensors"  # the weights that a run started from
 BY_NAME = "(by name: other releases may have the same patients under other names)"
 # options that may change when a run goes on
-FREE = ("resume", "save_every", "data", "cache", "device", "precision", "name")
-FREE_TO_EVALUATE = tuple(name for name in FREE if name != "data")
+FREE = ("resume", "save_every", "data", "cache", "device", "name")
+FREE_TO_EVALUATE = ("precision", *(name for name in FREE if name != "data"))
 
 
 class Task(Protocol):
@@ -80,9 +82,12 @@ def run(options: Options, task: Task) -> None:
         with checkpoint.locked(folder) if first else nullcontext():
             options = settled(options, device)
             split = open_split(options, task, store, folder / "split.json")
+            for part in ("val", "test"):
+                refuse_too_few(split.rows(store, part))
             model = build_model(options)
             refuse_overlap(options, split, store)
             if first:
+                keep_start(options)
                 cli.keep(options, folder, FREE)  # all that the user gave is good: from here on the folder is a run
                 write_text(folder / "split.json", split.text)
             if (folder / RESULTS).exists():
@@ -121,8 +126,21 @@ def build_model(options: Options) -> nn.Module:
     torch.manual_seed(options.seed)
     model = models.build(options.model, **options.architecture)
     if options.init:
-        models.load_into(model, options.init)
+        models.load_into(model, start_of(options))
     return model
+
+
+def start_of(options: Options) -> str:
+    """The weights to start from: the run's own copy, once there is one, as theirs may change or go."""
+    copy = options.folder / INIT
+    return str(copy if copy.exists() else options.init)
+
+
+def keep_start(options: Options) -> None:
+    """Copy the weights to start from into the run."""
+    if options.init and not (options.folder / INIT).exists():
+        with replacing(options.folder / INIT) as temporary:
+            shutil.copyfile(models.find(options.init), temporary)
 
 
 def chosen_precision(options: Options, device: torch.device) -> str:
@@ -140,6 +158,8 @@ def recipe_of(options: Options, device: torch.device) -> Recipe:
 
 def settled(options: Options, device: torch.device) -> Options:
     """The same with a precision instead of "auto": the first process chooses, and the run keeps it wherever it goes."""
+    if options.precision == "auto" and (saved := options.folder / cli.SAVED).exists():
+        options = replace(options, precision=cli.load(type(options), saved).precision)
     return replace(options, precision=distributed.gathered([chosen_precision(options, device)])[0])
 
 
@@ -176,7 +196,7 @@ def files_of(known: list[str], store: Store) -> np.ndarray:
 def seen(options: Options, store: Store, split: Split) -> list[str]:
     """What the weights of this run, and those it started from, were trained or watched on."""
     rows = np.concatenate([split.rows(store, part) for part in ("train", "val")])
-    before = models.recorded(models.read_header(options.init)) if options.init else ()
+    before = models.recorded(models.read_header(start_of(options))) if options.init else ()
     return sorted({*names(store, split.unit, rows), *before})
 
 
@@ -184,7 +204,7 @@ def refuse_overlap(options: Options, split: Split, store: Store) -> None:
     """Raises ValueError where the weights to start from have seen what this split tests on."""
     if not options.init:
         return
-    header, tested = models.read_header(options.init), split.rows(store, "test")
+    header, tested = models.read_header(start_of(options)), split.rows(store, "test")
     # the official test set has images of the same patients anyway, and says so
     rows = files_of(list(models.recorded(header)), store) if split.unit == "file" else seen_by(header, store)
     if (common := tested[rows[tested]]).size:
@@ -195,8 +215,15 @@ def refuse_overlap(options: Options, split: Split, store: Store) -> None:
         )
 
 
+def refuse_too_few(rows: np.ndarray) -> None:
+    """Raises ValueError where a process would have nothing to predict."""
+    if 0 < len(rows) < distributed.size():
+        raise ValueError(f"{len(rows)} samples cannot be dealt to {distributed.size()} processes: start fewer")
+
+
 def finish(options: Options, task: Task, model: nn.Module, store: Store, split: Split) -> None:
     """Read the test set, once; write weights, tables and figures."""
+    models.round_as_saved(model)  # what is measured is what the file will hold
     folder, rows = options.folder, split.rows(store, "test")
     header = task.about(options, model, store, split) | {
         "preprocessing": store.options, "data": store.folder.name, "split": asdict(split), "commit": commit(),
@@ -235,6 +262,7 @@ def evaluate(options: Options, task: Task) -> None:
         rows = np.flatnonzero(~seen_by(model.header, store))
         if not len(rows):
             raise ValueError(f"{options.evaluate} was trained on all of {data}: there is nothing to test on")
+        refuse_too_few(rows)
         if len(rows) < len(store):
             say(f"{len(store) - len(rows)} of {len(store)} samples are left out: {options.evaluate} has seen them")
         if distributed.rank() == 0 and (folder / cli.SAVED).exists():

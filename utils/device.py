@@ -50,19 +50,17 @@ def best_precision(device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if not torch.cpu._is_avx512_bf16_supported():
         return "fp32"
-    return "bf16" if seconds_to_multiply(torch.bfloat16) < seconds_to_multiply(torch.float32) else "fp32"
+    turns = [(seconds_to_multiply(torch.bfloat16), seconds_to_multiply(torch.float32)) for _ in range(6)]
+    bf16, fp32 = map(min, zip(*turns, strict=True))  # in turns, as the machine may have other work at times
+    return "bf16" if bf16 < fp32 else "fp32"
 
 
 def seconds_to_multiply(dtype: torch.dtype, side: int = 512) -> float:
-    """Least time of a few products of two square matrices on the CPU."""
+    """Time of a product of two square matrices on the CPU."""
     matrix = torch.ones(side, side, dtype=dtype)
-
-    def seconds() -> float:
-        start = perf_counter()
-        torch.mm(matrix, matrix)
-        return perf_counter() - start
-
-    return min(seconds() for _ in range(6))
+    start = perf_counter()
+    torch.mm(matrix, matrix)
+    return perf_counter() - start
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -125,6 +125,8 @@ def of_patients(results: dict[str, Result]) -> str:
 def of_images(results: dict[str, Result]) -> str:
     """Accuracy with its interval over groups, F1, recall of each class, AUROC and calibration error of each method.
 
+    The last two are of the probabilities in the tables, which the temperature has divided.
+
     Raises:
         ValueError: the methods tell different classes apart.
     """

@@ -21,7 +21,7 @@ def mean(values: torch.Tensor) -> torch.Tensor:
     """This process's share of the mean over the batch of all: the mean over processes is that of the batch."""
     if size() == 1:
         return values.mean()
-    return values.sum() * size() / total(torch.tensor(float(values.numel()), device=values.device))
+    return values.sum() * size() / total(torch.full((), float(values.numel()), device=values.device))
 
 
 def dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -178,7 +178,7 @@ def overview(case: Case, predicted: np.ndarray, title: str) -> "Figure":
                 mri(axes, _section(image, axis, at), marks, aspect=down / across)
                 found = regions(_section(labels, axis, at))
                 for region, style in styles.items():
-                    if found[region].any():
+                    if found[region].any() and min(found[region].shape) > 1:  # a line has no outline
                         axes.contour(found[region].T.astype(float), levels=[0.5], linewidths=1.2, **style)
                 axes.set_title(f"{name}, {plane}")
         handles = [Line2D([], [], color=style["colors"], linestyle=style["linestyles"], label=region)

@@ -145,7 +145,7 @@ def find(paths: Sequence[Path]) -> tuple[list[brats.Source], list[str]]:
     """The cases that files belong to or folders hold, and a sentence for each path that leads to none.
 
     Raises:
-        ValueError, FileNotFoundError: there is no case at all, or two have one name.
+        ValueError: there is no case at all.
     """
     found: dict[str, brats.Source] = {}
     failed: list[str] = []
@@ -154,7 +154,7 @@ def find(paths: Sequence[Path]) -> tuple[list[brats.Source], list[str]]:
         try:
             for source in of_folder(path) if path.is_dir() else _case_of(path, of_folder(path.parent)):
                 if (other := found.setdefault(source.case, source)) != source:
-                    raise ValueError(f"{source.pattern}: {other.pattern} has the same name; predict them separately")
+                    failed.append(f"{source.pattern}: {other.pattern} has the same name; predict them separately")
         except FileNotFoundError as error:
             failed.append(f"{error}{_kind(path)}")
         except ValueError as error:

@@ -124,8 +124,7 @@ class Run:
             "model": self.model.state_dict(), "average": self.average.model.state_dict(),
             "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step,
             "losses": self.losses, "spent": self.spent, "waited": self.waited, "best": self.best,
-            "history": self.history, "recipe": asdict(self.recipe), "device": self.device.type,
-            "torch": str(torch.__version__),
+            "history": self.history, "recipe": asdict(self.recipe),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -148,8 +147,7 @@ class Run:
         except (RuntimeError, ValueError) as error:
             raise ValueError("the checkpoint is of another model: choose another --name") from error
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.spent, self.waited = state.get("spent", 0.0), state.get("waited", 0.0)  # older ones have neither
-        self.history = state["history"]
+        self.spent, self.waited, self.history = state["spent"], state["waited"], state["history"]
         self.losses.copy_(state["losses"])
 
 

@@ -211,7 +211,7 @@ class ViTOptions(ImageOptions):
     """The VisionTransformer on the Brain Tumor MRI Dataset."""
 
     model: Literal["vit"] = "vit"
-    epochs: int = 100
+    epochs: int = 60
     batch_size: int = 64
-    lr: float = 5e-4
+    lr: float = 3e-4
     weight_decay: float = 5e-2

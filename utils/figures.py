@@ -92,9 +92,9 @@ def scores() -> "Figure":
     return plots.score_by_size(table, f"Dice (0 to 1), mean of {', '.join(REGIONS)}")
 
 
-def transformer() -> "Figure":
-    """VisionTransformer's training."""
-    history = list(csv.DictReader((METRICS / "VisionTransformer_history.csv").read_text().splitlines()))
+def training(model: str) -> "Figure":
+    """The training of a classifier."""
+    history = list(csv.DictReader((METRICS / f"{model}_history.csv").read_text().splitlines()))
     return plots.curves(history, CLASSES, "recall", "recall")
 
 
@@ -102,7 +102,7 @@ FIGURES: dict[str, Callable[[], "Figure"]] = {  # the file (without .png) -> wha
     "phantom_modalities": modalities,
     "brats_dice": dice,
     "unet_scores": scores,
-    "vit_training": transformer,
+    "vit_training": partial(training, "VisionTransformer"),
     "class_distribution": partial(image_plots.class_distribution, CLASSIFICATION.expected),
 }
 

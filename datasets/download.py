@@ -215,8 +215,7 @@ def main(what: Literal["classification", "segmentation", "all"] = "all", /) -> N
         fetch(CLASSIFICATION, source)
         from datasets.preprocessing import preprocess_folder
 
-        for sentence in preprocess_folder(source, source / "preprocessed"):
-            print(sentence)
+        preprocess_folder(source, source / "preprocessed")
     if what != "classification":
         fetch(SEGMENTATION, ROOT / SEGMENTATION.name)
 

@@ -299,6 +299,20 @@ def test_bad_options_are_one_sentence(
     assert not (options.folder / "options.json").exists()
 
 
+def test_a_loss_that_is_not_finite_names_images_and_leaves_no_results(
+    options: CNNOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", options.data, "--cache", options.cache, "--name", options.name, "--image-size", "72",
+                 "--lr", "1e30", "--epochs", "3", "--batch-size", "8", "--val", "0", "--device", "cpu"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(main, CNNOptions, None)
+    assert stop.value.code == cli.BAD_INPUT
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and "not finite" in said and "Training/" in said and ".png" in said
+    assert not (options.folder / "results.md").exists() and not list(options.folder.glob("*.safetensors"))
+
+
 @pytest.mark.real_data
 def test_one_epoch_on_the_real_set_learns_more_than_half(real_data: Path, tmp_path: Path) -> None:
     run = CNNOptions(

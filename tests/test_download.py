@@ -23,10 +23,12 @@ from zlib import crc32
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from datasets import archives, download
 from tests.conftest import left
 from tests.kaggle_server import KaggleServer
+from tests.test_images import tree as heads
 from utils import cli
 
 PROJECT = Path(__file__).parents[1]
@@ -125,25 +127,19 @@ def test_a_data_set_is_fetched_whole_once_and_then_left_alone(
 def test_the_command_fetches_what_is_missing(
     server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = []
-
-    def preprocess_folder(source: Path, out: Path) -> list[str]:
-        calls.append((source, out, tree(source)))
-        return ["Te-no_0001.jpg cannot be read"]
-
-    monkeypatch.setitem(sys.modules, "datasets.preprocessing", SimpleNamespace(preprocess_folder=preprocess_folder))
     monkeypatch.setattr(download, "ROOT", tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
-    files = images({"Training/glioma": 2, "Testing/glioma": 1})
+    files = tree(heads(tmp_path / "made")) | {"Testing/notumor/Te-no_0001.jpg": b"no image"}
     server.data = zipped(files)
     write(tmp_path / "segmentation", slices())
     download.main()
     said = capsys.readouterr().out
-    assert "classification: 3 images" in said and "segmentation is there and left as it is: 5 slices" in said
+    assert "classification: 17 images" in said and "segmentation is there and left as it is: 5 slices" in said
     assert len(server.ranges) == 1
     source = tmp_path / "classification"
-    assert calls == [(source, source / "preprocessed", files)]
-    assert "Te-no_0001.jpg cannot be read" in said
+    assert tree(source).keys() - files.keys() == {f"preprocessed/{name}" for name in files if name.endswith(".png")}
+    assert all(Image.open(path).size == (256, 256) for path in (source / "preprocessed").rglob("*.png"))
+    assert said.count("Te-no_0001.jpg cannot be read") == 1
 
 
 def test_changed_counts_are_a_warning_that_names_the_difference(

@@ -41,7 +41,7 @@ WINDOWS = 32  # a batch
 class Options:
     segmentation: Path = UNetOptions.data
     """Folder with BraTS cases; its first patient is taken."""
-    model: Literal["classic_unet", "improved_unet", "attention_unet"] = "attention_unet"
+    models: tuple[Literal["classic_unet", "improved_unet", "attention_unet"], ...] = ("attention_unet",)
     n_filters: int = UNetOptions.n_filters
     turns: int = 3
     """A turn is a patient."""
@@ -115,20 +115,22 @@ def main(options: Options) -> None:
 
     device = choose(options.device)
     best = best_precision(device)
+    print(machine(device))
     with tempfile.TemporaryDirectory() as folder:
         slices = Path(folder) / "slices"
         startup.write_slices(options.segmentation, slices, 1)
-        setting = Setting(options.model, slices, slices, device, WINDOWS, options.n_filters, 0, best)
-        names = {"ours: slices of the crop": ours, f"MONAI's sliding window, overlap {OVERLAP}": monai}
-        found = [Case(name, partial(loop, setting, function)) for name, function in names.items()]
-        results = side_by_side(found, options.turns, 0.0)
-    first, other = names
-    rows = [[name, spread([turn.seconds for turn in result.turns], 1), f"{result.memory:.2f}",
-             compared(results, first, name, 2)] for name, result in results.items()]  # fmt: skip
-    count = median(turn.samples for turn in results[other].turns)
-    title = f"{options.model}, n_filters {options.n_filters}, {count} slices, {best}, {options.turns} turns"
-    text = table([["", "seconds a patient", "memory (GB)", "times as long as ours"], *rows])
-    print(machine(device), title, text, sep="\n\n")
+        for model in options.models:
+            setting = Setting(model, slices, slices, device, WINDOWS, options.n_filters, 0, best)
+            names = {"ours: slices of the crop": ours, f"MONAI's sliding window, overlap {OVERLAP}": monai}
+            found = [Case(name, partial(loop, setting, function)) for name, function in names.items()]
+            results = side_by_side(found, options.turns, 0.0)
+            first, other = names
+            rows = [[name, spread([turn.seconds for turn in result.turns], 1), f"{result.memory:.2f}",
+                     compared(results, first, name, 2)] for name, result in results.items()]  # fmt: skip
+            count = median(turn.samples for turn in results[other].turns)
+            title = f"{model}, n_filters {options.n_filters}, {count} slices, {best}, {options.turns} turns"
+            text = table([["", "seconds a patient", "memory (GB)", "times as long as ours"], *rows])
+            print("", title, text, sep="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_training_has_a_row_a_case(patients: Path, images: Path, capsys: pytest.
 
 @pytest.mark.usefixtures("quick")
 def test_inference_has_a_row_a_way(patients: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inference.main(inference.Options(patients, "classic_unet", 2, turns=1, device="cpu"))
+    inference.main(inference.Options(patients, ("classic_unet",), 2, turns=1, device="cpu"))
     found = rows(capsys.readouterr().out)
     assert [cells[0] for cells in found[2:]] == ["ours: slices of the crop", "MONAI's sliding window, overlap 0.25"]
     assert found[2][3] == "1.00 (1.00 to 1.00)" and all(float(cells[1].split()[0]) >= 0 for cells in found[2:])

@@ -18,6 +18,7 @@ from torch import nn
 
 import models
 from tests.test_images import tree
+from training import stages
 from utils import distributed, losses
 from utils.distributed import Place, place
 
@@ -33,6 +34,14 @@ def test_who_am_i() -> None:
     step = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}
     assert place(step) == Place(1, 2, 0)
     assert place({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}) == Place(0, 1, 0)  # no srun
+
+
+def test_every_process_must_have_something_to_predict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "size", lambda: 8)
+    for count in (0, 8, 9):
+        stages.refuse_too_few(np.arange(count))
+    with pytest.raises(ValueError, match="5 samples cannot be dealt to 8 processes"):
+        stages.refuse_too_few(np.arange(5))
 
 
 def test_dice_is_that_of_monai() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets import batches
 from datasets.augment import Augmentation
 from datasets.batches import Batches
 from datasets.store import Block, Store, open_or_build
@@ -20,10 +21,10 @@ def numbered(folder: Path, count: int = 23) -> Store:
     return open_or_build(folder, "numbered", [], {}, lambda: iter([block]))
 
 
-def rows_of(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
-    for images, targets in batches:
+def rows_of(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
+    for images, targets in found:
         assert torch.equal(images[:, 0], targets.float())
-    return [int(value) for images, _ in batches for value in images[:, 0, 0, 0]]
+    return [int(value) for images, _ in found for value in images[:, 0, 0, 0]]
 
 
 def test_an_epoch_sees_every_row_once_in_a_new_order(tmp_path: Path) -> None:
@@ -47,6 +48,16 @@ def test_rare_rows_are_drawn_by_share(tmp_path: Path) -> None:
     assert Batches(numbered(tmp_path), np.arange(23), 4, CPU, rare=rare).samples == 23
     with pytest.raises(ValueError, match="no sample to train on"):
         Batches(numbered(tmp_path), np.arange(8, 23), 4, CPU, rare=rare[8:], share=0.2)
+
+
+def test_a_copy_on_the_device_gives_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Batches(numbered(tmp_path), np.arange(3, 20), 4, CPU, seed=1)
+    monkeypatch.setattr(Batches, "_fits", lambda _: True)  # as on a GPU
+    monkeypatch.setattr(batches, "PART", 5)
+    copied = Batches(numbered(tmp_path), np.arange(3, 20), 4, CPU, seed=1, resident=True)
+    for one, other in zip([*plain.epoch(0), *plain], [*copied.epoch(0), *copied], strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert copied.resident is not None and copied.resident[0].shape == (23, 1, 4, 4)
 
 
 def test_an_epoch_goes_on_from_any_step(tmp_path: Path) -> None:

@@ -85,6 +85,17 @@ class Brightness(nn.Module):
         return torch.stack([left, -left], dim=1)
 
 
+def test_a_group_answers_with_one_voice() -> None:
+    logits, labels = made_up(n=60)
+    groups = np.array([f"p{number % 7}" for number in range(60)])
+    found = c.together(c.softmax(logits), groups)
+    for name in set(groups):
+        mean = c.softmax(logits)[groups == name].mean(axis=0)
+        assert np.allclose(found[groups == name], mean)
+    assert np.allclose(c.together(found, np.arange(60)), found)  # each on its own
+    assert found.shape == (len(labels), logits.shape[1])
+
+
 def test_mirroring_takes_both_sides_and_batches_do_not_matter() -> None:
     images, labels = torch.rand(10, 1, 8, 8), torch.arange(10) % 2
     mirrored, truth = c.logits_of(Brightness(), [(images, labels)], mirror=True)

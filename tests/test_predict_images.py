@@ -244,6 +244,17 @@ class Stopping(predict_images.Classifier):
         return super().probabilities(images)
 
 
+def test_slices_of_one_patient_have_one_answer(pixels: np.ndarray, weights: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        Pillow.fromarray(np.roll(pixels, 9 * number)).save(tmp_path / f"{number}.png")
+    assert run(tmp_path, weights=(weights,), out=tmp_path / "out", together=True) == 0
+    found = rows(tmp_path / "out")
+    assert [Path(row["file"]).name for row in found] == ["0.png", "1.png", "2.png", "the 3 together"]
+    values = np.array([[float(row[name]) for name in CLASSES] for row in found])
+    np.testing.assert_allclose(values[3], values[:3].mean(axis=0), atol=1e-5)
+    assert found[3]["prediction"] == CLASSES[values[3].argmax()]
+
+
 def test_what_was_found_before_a_stop_is_kept(scan: Path, tmp_path: Path) -> None:
     Pillow.fromarray(np.zeros((80, 80), np.uint8)).save(scan.with_name("z.png"))
     with pytest.raises(KeyboardInterrupt):

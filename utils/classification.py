@@ -82,6 +82,14 @@ def accuracy_interval(right: np.ndarray, groups: np.ndarray) -> tuple[float, flo
     return float(right.mean()), float(low), float(high)
 
 
+def together(probabilities: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Each image's probabilities (N, C) replaced by the mean over its group (N,), such as the slices of a patient."""
+    _, which = np.unique(groups, return_inverse=True)
+    sums = np.zeros((which.max() + 1, probabilities.shape[1]))
+    np.add.at(sums, which, probabilities)
+    return (sums / np.bincount(which)[:, None])[which]
+
+
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean confidence, accuracy and number of images in each of 15 equal bins of confidence (Guo 2017).
 

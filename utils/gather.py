@@ -125,7 +125,8 @@ def of_patients(results: dict[str, Result]) -> str:
 def of_images(results: dict[str, Result]) -> str:
     """Accuracy with its interval over groups, F1, recall of each class, AUROC and calibration error of each method.
 
-    The last two are of the probabilities in the tables, which the temperature has divided.
+    AUROC and calibration error are of the probabilities in the tables, which the temperature has divided; "together" is
+    the accuracy where each image gets the mean probabilities of its group.
 
     Raises:
         ValueError: the methods tell different classes apart.
@@ -135,12 +136,14 @@ def of_images(results: dict[str, Result]) -> str:
     for method, other in found.items():
         if other.classes != classes:
             raise ValueError(f"{method} has the classes {', '.join(other.classes)}, others have {', '.join(classes)}")
-    lines = [["method", "images", "accuracy", "F1", *(f"recall {name}" for name in classes), "AUROC", "ECE"]]
+    recalls = [f"recall {name}" for name in classes]
+    lines = [["method", "images", "accuracy", "F1", *recalls, "AUROC", "ECE", "together"]]
     for method, (logits, labels, groups, _) in found.items():
         accuracy, low, high = classification.accuracy_interval(logits.argmax(axis=1) == labels, groups)
         scores = classification.scores(logits, labels, classes)
         names = ["f1_mean", *(f"recall_{name}" for name in classes), "auroc", "ece"]
-        cells = [f"{scores[name]:.3f}" for name in names]
+        pooled = classification.together(classification.softmax(logits), groups).argmax(axis=1)
+        cells = [f"{value:.3f}" for value in (*(scores[name] for name in names), (pooled == labels).mean())]
         images = f"{len(labels)}{results[method].note}"
         lines.append([method, images, f"{accuracy:.4f} ({low:.3f} to {high:.3f})", *cells])
     return table(lines)

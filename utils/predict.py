@@ -36,6 +36,7 @@ def main(
     out: Path = ROOT / "runs" / "predictions",
     tta: bool = False,
     explain: bool = False,
+    together: bool = False,
     labels: Literal["2021", "2023"] = "2021",
     modalities: tuple[str, str, str, str] = ("t1", "t1c", "t2", "flair"),
     batch_size: int = 16,
@@ -49,6 +50,7 @@ def main(
         out: Folder for what is made.
         tta: Take the mean with the left-right mirrored scan (classifiers: as their weights say, or so).
         explain: Classifiers: a picture an image of where they looked.
+        together: Classifiers: the images are slices of one patient; the last row is their mean.
         labels: Segmentation: 2021 writes the enhancing tumour as 4, 2023 as 3.
         modalities: Segmentation: order of the channels in HDF5 slices.
         batch_size: Slices or images at once.
@@ -67,6 +69,8 @@ def main(
     task = one_task({name: models.read_header(name) for name in weights})
     if explain and task == "segmentation":
         raise ValueError("--explain is for classifiers: a U-Net's label volume says where it looked")
+    if together and task == "segmentation":
+        raise ValueError("--together is for classifiers: a U-Net sees all slices of a case anyway")
     ensemble = [models.load(name, where) for name in weights]
     paths = expand(inputs)
     if task == "segmentation":
@@ -74,7 +78,7 @@ def main(
         done, failed = predict_scans.run(paths, segmenter, out, labels, modalities)
     else:
         classifier = predict_images.Classifier(ensemble, where, batch_size, tta)
-        done, failed = predict_images.run(paths, classifier, out, explain)
+        done, failed = predict_images.run(paths, classifier, out, explain, together)
     if done:
         print(f"Results are in {out}. For research and teaching: not for diagnosis.")
     if failed:

@@ -67,6 +67,11 @@ class Classifier:
             found.append(classification.softmax(logits, header["temperature"]))
         return np.mean(found, axis=0)
 
+    def answer(self, name: str, probabilities: np.ndarray) -> dict[str, Any]:
+        """A row for people: what was asked, the most probable class, and the probability (C,) of each."""
+        row = {"file": name, "prediction": self.classes[int(probabilities.argmax())]}
+        return row | dict(zip(self.classes, probabilities.tolist(), strict=True))
+
     def looked_at(self, images: Sequence[np.ndarray], codes: np.ndarray) -> np.ndarray:
         """Where the models looked, (N, SIDE, SIDE) in [0, 1] over the heads that `preprocessing.prepare` crops.
 
@@ -89,11 +94,14 @@ class Classifier:
         return classification.prepare(torch.from_numpy(np.stack(heads))[:, None].float().to(self.device))
 
 
-def run(paths: Sequence[Path], classifier: Classifier, out: Path, explained: bool = False) -> tuple[int, list[str]]:
+def run(
+    paths: Sequence[Path], classifier: Classifier, out: Path, explained: bool = False, together: bool = False
+) -> tuple[int, list[str]]:
     """Classify all images in `paths`, print the answers and write them into `out`.
 
     Args:
         explained: also a picture an image of where the models looked.
+        together: also the mean of all, as a last row.
 
     Returns:
         how many were classified, and a sentence for each image that could not be.
@@ -123,16 +131,18 @@ def run(paths: Sequence[Path], classifier: Classifier, out: Path, explained: boo
             if not good:
                 continue
             found = classifier.probabilities([pixels for _, pixels in good])
-            for (path, _), row in zip(good, found.tolist(), strict=True):
-                answer = {"file": str(path), "prediction": classifier.classes[int(np.argmax(row))]}
-                rows.append(answer | dict(zip(classifier.classes, row, strict=True)))
+            rows += [classifier.answer(str(path), row) for (path, _), row in zip(good, found, strict=True)]
             if explained:
                 _explain(classifier, [pixels for _, pixels in good], found, [targets[path] for path, _ in good])
     finally:  # what was found until Ctrl-C is kept, too
+        count = len(rows)
+        if rows and together:
+            mean = np.mean([[row[name] for name in classifier.classes] for row in rows], axis=0)
+            rows.append(classifier.answer(f"the {count} together", mean))
         if rows:
             write_csv(spare(out / "predictions.csv", files), rows)
             print(table(rows))
-    return len(rows), failed
+    return count, failed
 
 
 def find(paths: Sequence[Path]) -> dict[Path, str]:

@@ -77,7 +77,7 @@ def monai_batches(setting: Setting) -> Iterator[Batch]:
 
     how, both = Augmentation(), ["image", "label"]
     store, rows = open_store(setting)
-    turn, shift = np.deg2rad(how.rotation), [how.shift * side for side in setting.window]
+    turn, shift = np.deg2rad(how.rotation), [how.shift * side / 2 for side in setting.window]
     change = transforms.Compose([
         transforms.EnsureTyped(both),
         transforms.RandAffined(both, prob=1.0, rotate_range=turn, scale_range=(how.scale, how.scale),
@@ -87,7 +87,8 @@ def monai_batches(setting: Setting) -> Iterator[Batch]:
         transforms.RandShiftIntensityd("image", offsets=how.brightness, prob=1.0, channel_wise=True),
         transforms.RandAdjustContrastd("image", gamma=(1 - how.gamma, 1 + how.gamma), prob=1.0),
     ])  # fmt: skip
-    samples = [{"image": store.images[row].astype(np.float32), "label": store.targets[row][None]} for row in rows]
+    samples = [{"image": store.images[row].astype(np.float32), "label": store.targets[row][None].copy()}
+               for row in rows]  # fmt: skip
     data = CacheDataset(samples, change, progress=False)
     for batch in endless(ThreadDataLoader(data, batch_size=setting.batch_size, shuffle=True, num_workers=0)):
         images, labels = (batch[name].as_tensor().to(setting.device, non_blocking=True) for name in both)

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import phantom, phantom_slices
 from datasets.brats import find_cases, read_case
 from datasets.image_store import open_images
+from datasets.phantom_folder import holds
 from datasets.slices import WINDOW, open_slices
 from datasets.store import Store
 from training.options import ROOT, CNNOptions, UNetOptions
@@ -42,7 +43,8 @@ def write_slices(source: Path, target: Path, patients: int = PATIENTS) -> None:
 def images_folder(source: Path) -> Path:
     """The folder itself; the phantom where it is the default one and empty."""
     if no_data(CNNOptions(data=source)):
-        return phantom_slices.write_image_phantom(phantom_slices.FOLDER)
+        folder = phantom_slices.FOLDER
+        return folder if holds(folder, phantom_slices.VERSION) else phantom_slices.write_image_phantom(folder)
     return source
 
 

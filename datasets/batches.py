@@ -71,7 +71,7 @@ class Batches:
         """The arrays of the store on the device, copied in parts: they may not fit into the memory of the machine."""
         copies = []
         for array in (self.store.images, self.store.targets):
-            copy = torch.empty(array.shape, dtype=torch.from_numpy(array[:1].copy()).dtype, device=self.device)
+            copy = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype, device=self.device)
             for rows in np.array_split(np.arange(len(array)), -(-len(array) // PART)):
                 self.store.expect(rows)
                 copy[rows[0] : rows[-1] + 1] = torch.from_numpy(array[rows])

@@ -59,5 +59,5 @@ def holds(folder: Path, version: int) -> bool:
 def _made_with(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / MADE).read_text()))
-    except (FileNotFoundError, ValueError):  # none, or cut off by a crash
+    except (FileNotFoundError, ValueError, TypeError):  # none, or cut off by a crash
         return {}

@@ -46,10 +46,10 @@ def _background(image: np.ndarray) -> int:
     """The gray level of the frame where there is one, else black: what reaches the edge may be the head."""
     frame = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     level = int(np.median(frame))
-    if level > 200:
-        return 255
     uniform = np.mean(np.abs(frame.astype(int) - level) <= 4) > 0.95  # JPEG moves a level by so much
-    return level if uniform and level > DARK * np.percentile(image, 99) else 0
+    if uniform and 0 < level < 255 * (1 - DARK):
+        return level if level > DARK * np.percentile(image, 99) else 0
+    return 255 if level > 200 else 0
 
 
 def _outline(image: np.ndarray) -> tuple[int, int, int, int]:

@@ -35,6 +35,11 @@ def save(model: nn.Module, path: str | Path, /, **header: Any) -> None:
     _write(Path(path), safetensors.save(tensors, metadata))
 
 
+def round_as_saved(model: nn.Module) -> None:
+    """Rounds a model's values to what `save` writes and `load` reads. Raises ValueError as `save` does."""
+    model.load_state_dict({key: _to_half(key, value) for key, value in model.state_dict().items()})
+
+
 def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> Model:
     """The model in a file, or a published one by its name, in float32 and eval mode, with its `header`.
 
@@ -109,11 +114,6 @@ def _identity(model: nn.Module) -> tuple[str, dict[str, Any]]:
 
 def _describe(name: str, options: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
-
-
-def round_as_saved(model: nn.Module) -> None:
-    """Rounds a model's values to what `save` writes and `load` reads. Raises ValueError as `save` does."""
-    model.load_state_dict({key: _to_half(key, value) for key, value in model.state_dict().items()})
 
 
 def _to_half(key: str, value: torch.Tensor) -> torch.Tensor:

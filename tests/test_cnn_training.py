@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -252,11 +252,16 @@ def test_without_data_the_phantom_takes_their_place(
     assert calls == [tmp_path / "phantom"]
 
 
-def test_nobody_named_a_folder_and_the_default_is_empty(tmp_path: Path) -> None:
-    default = CNNOptions()
-    there = default.data.is_dir() and any(default.data.iterdir())
-    assert stages.no_data(default) == (not there)
-    assert not stages.no_data(replace(default, data=tmp_path))
+def test_there_are_no_data_where_nobody_named_a_folder_and_the_default_one_is_empty(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Here(CNNOptions):
+        data: Path = tmp_path / "data"
+
+    assert stages.no_data(Here())
+    (tmp_path / "data").mkdir()
+    assert stages.no_data(Here()) and not stages.no_data(Here(data=tmp_path))
+    (tmp_path / "data" / "Training").mkdir()
+    assert not stages.no_data(Here())
 
 
 def test_a_letter_behind_the_number_is_the_same_patient() -> None:

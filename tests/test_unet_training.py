@@ -209,6 +209,14 @@ def test_fine_tuning_starts_from_given_weights(options: UNetOptions, tmp_path: P
     assert models.read_header(tuned.folder / "ImprovedUNet.safetensors")["seen"] == header["seen"]
 
 
+def test_relative_paths_hold_from_other_folders_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where nothing is: the file may have gone since the first start
+    options = UNetOptions(data=Path("scans"), cache=Path("cache"), init="runs/a/X.safetensors")
+    assert (options.data, options.cache) == (tmp_path / "scans", tmp_path / "cache")
+    assert options.init == str(tmp_path / "runs" / "a" / "X.safetensors")
+    assert UNetOptions(init="AttentionUNet").init == "AttentionUNet"
+
+
 def bad_data(folder: Path, kind: str) -> None:
     images, labels = make_case(0)
     case = write_case(folder, "Case_1", images, labels)

@@ -56,7 +56,7 @@ class Options:
         """Raises ValueError for a number that makes no training."""
         for name in ("data", "cache", "init", "evaluate"):  # a relative path is another one tomorrow
             value = getattr(self, name)
-            if isinstance(value, Path) or (value and Path(value).is_file()):  # else the name of published weights
+            if isinstance(value, Path) or (value and Path(value).suffix):  # else the name of published weights
                 object.__setattr__(self, name, type(value)(Path.cwd() / value))
         for name, value in vars(self).items():
             option = f"--{name.replace('_', '-')}"

@@ -87,9 +87,9 @@ def run(options: Options, task: Task) -> None:
             model = build_model(options)
             refuse_overlap(options, split, store)
             if first:
-                keep_start(options)
                 cli.keep(options, folder, FREE)  # all that the user gave is good: from here on the folder is a run
                 write_text(folder / "split.json", split.text)
+                keep_start(options)
             if (folder / RESULTS).exists():
                 say(f"{folder} is finished (remove it to train again):\n\n{(folder / RESULTS).read_text()}")
                 return
@@ -216,7 +216,7 @@ def refuse_overlap(options: Options, split: Split, store: Store) -> None:
 
 
 def refuse_too_few(rows: np.ndarray) -> None:
-    """Raises ValueError where a process would have nothing to predict."""
+    """Raises ValueError where there is less to predict than there are processes."""
     if 0 < len(rows) < distributed.size():
         raise ValueError(f"{len(rows)} samples cannot be dealt to {distributed.size()} processes: start fewer")
 

@@ -144,11 +144,11 @@ class Run:
             self.model.load_state_dict(state["model"])
             self.average.model.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError("the checkpoint is of another model: choose another --name") from error
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.spent, self.waited, self.history = state["spent"], state["waited"], state["history"]
-        self.losses.copy_(state["losses"])
+            self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+            self.spent, self.waited, self.history = state["spent"], state["waited"], state["history"]
+            self.losses.copy_(state["losses"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError("the checkpoint is of another model or version: choose another --name") from error
 
 
 def fit(

@@ -136,6 +136,8 @@ def report(model: str, before: list[Epoch], now: list[Epoch]) -> str:
             for number, (old, new) in enumerate(zip(before, now, strict=True), 1)]  # fmt: skip
     text = table([["epoch", "predecessor: seconds", name, "ours: seconds", name], *rows])
     best = max(before, key=lambda epoch: epoch.score)
+    if best.score < 5e-4:
+        return f"{text}\n\nThe predecessor has found nothing yet."
     there = next((epoch for epoch in now if epoch.score >= best.score), None)
     reached = f"{name} {best.score:.3f} took the predecessor {best.seconds:.0f} s"
     if there is None:

@@ -190,3 +190,5 @@ def test_who_reaches_the_score_first() -> None:
         "accuracy 0.700 took the predecessor 20 s, ours 4 s: 5.0 times sooner."
     )
     assert time_to_score.report("custom_cnn", now, before).endswith("took the predecessor 6 s; ours did not reach it.")
+    nothing = [epoch._replace(score=0.0) for epoch in before]
+    assert time_to_score.report("classic_unet", nothing, now).endswith("The predecessor has found nothing yet.")

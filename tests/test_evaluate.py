@@ -1,5 +1,6 @@
 """Evaluation with networks whose output is known, and the tables made of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,9 @@ class Oracle(nn.Module):
 @pytest.fixture(scope="module")
 def store(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     opened = slices.open_slices(cases, tmp_path_factory.mktemp("cache"), (48, 64))
-    opened.images[:, 0] = opened.targets  # copy-on-write: the file stays as it is
-    return opened
+    images = np.load(opened.folder / "images.npy", mmap_mode="c")  # copy-on-write: the file stays as it is
+    images[:, 0] = opened.targets
+    return replace(opened, images=images)
 
 
 def test_the_truth_scores_best_and_nothing_scores_worst(store: Store) -> None:

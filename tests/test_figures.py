@@ -20,8 +20,8 @@ def test_the_files_are_complete_and_small(tmp_path: Path) -> None:
     figures.write(tmp_path / "images")
     files = {file.name: file for file in (tmp_path / "images").iterdir()}
     assert set(files) == {
-        "phantom_modalities.png", "brats_dice.png", "unet_scores.png", "vit_training.png", "class_distribution.png",
-        "phantom_walk.gif",
+        "phantom_modalities.png", "brats_dice.png", "unet_scores.png", "vit_training.png", "vgg16_training.png",
+        "class_distribution.png", "phantom_walk.gif",
     }  # fmt: skip
     for name, file in files.items():
         assert file.stat().st_size < (1_500_000 if name.endswith(".gif") else 300_000), name

@@ -103,6 +103,7 @@ FIGURES: dict[str, Callable[[], "Figure"]] = {  # the file (without .png) -> wha
     "brats_dice": dice,
     "unet_scores": scores,
     "vit_training": partial(training, "VisionTransformer"),
+    "vgg16_training": partial(training, "VGG16"),
     "class_distribution": partial(image_plots.class_distribution, CLASSIFICATION.expected),
 }
 

@@ -106,12 +106,26 @@ def loop(setting: "Setting", labels: "Labels") -> "Loop":
     return Loop(model, repeat((slices, slices)), work, lead=0, least=1)
 
 
+def report(setting: "Setting", turns: int) -> str:
+    """The table of a model: both ways side by side."""
+    from benchmarks.timing import Case, compared, side_by_side, spread
+    from utils.markdown import table
+
+    first, other = "ours: slices of the crop", f"MONAI's sliding window, overlap {OVERLAP}"
+    cases = [Case(name, partial(loop, setting, way)) for name, way in ((first, ours), (other, monai))]
+    results = side_by_side(cases, turns, 0.0)
+    rows = [[name, spread([turn.seconds for turn in result.turns], 1), f"{result.memory:.2f}",
+             compared(results, first, name, 2)] for name, result in results.items()]  # fmt: skip
+    count = median(turn.samples for turn in results[other].turns)
+    title = f"{setting.model}, n_filters {setting.n_filters}, {count} slices, {setting.precision}, {turns} turns"
+    return f"{title}\n\n{table([['', 'seconds a patient', 'memory (GB)', 'times as long as ours'], *rows])}"
+
+
 def main(options: Options) -> None:
     from benchmarks import startup
     from benchmarks.pipeline import Setting
-    from benchmarks.timing import Case, compared, machine, side_by_side, spread
+    from benchmarks.timing import machine
     from utils.device import best_precision, choose
-    from utils.markdown import table
 
     device = choose(options.device)
     best = best_precision(device)
@@ -121,16 +135,7 @@ def main(options: Options) -> None:
         startup.write_slices(options.segmentation, slices, 1)
         for model in options.models:
             setting = Setting(model, slices, slices, device, WINDOWS, options.n_filters, 0, best)
-            names = {"ours: slices of the crop": ours, f"MONAI's sliding window, overlap {OVERLAP}": monai}
-            found = [Case(name, partial(loop, setting, function)) for name, function in names.items()]
-            results = side_by_side(found, options.turns, 0.0)
-            first, other = names
-            rows = [[name, spread([turn.seconds for turn in result.turns], 1), f"{result.memory:.2f}",
-                     compared(results, first, name, 2)] for name, result in results.items()]  # fmt: skip
-            count = median(turn.samples for turn in results[other].turns)
-            title = f"{model}, n_filters {options.n_filters}, {count} slices, {best}, {options.turns} turns"
-            text = table([["", "seconds a patient", "memory (GB)", "times as long as ours"], *rows])
-            print("", title, text, sep="\n\n", flush=True)
+            print(f"\n{report(setting, options.turns)}", flush=True)
 
 
 if __name__ == "__main__":

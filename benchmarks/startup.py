@@ -11,7 +11,7 @@ import numpy as np
 from datasets import phantom, phantom_slices
 from datasets.brats import find_cases, read_case
 from datasets.image_store import open_images
-from datasets.phantom_folder import holds
+from datasets.phantom_folder import any_phantom
 from datasets.slices import WINDOW, open_slices
 from datasets.store import Store
 from training.options import ROOT, CNNOptions, UNetOptions
@@ -43,8 +43,7 @@ def write_slices(source: Path, target: Path, patients: int = PATIENTS) -> None:
 def images_folder(source: Path) -> Path:
     """The folder itself; the phantom where it is the default one and empty."""
     if no_data(CNNOptions(data=source)):
-        folder = phantom_slices.FOLDER
-        return folder if holds(folder, phantom_slices.VERSION) else phantom_slices.write_image_phantom(folder)
+        return any_phantom(phantom_slices.FOLDER, phantom_slices.VERSION, phantom_slices.write_image_phantom)
     return source
 
 

@@ -47,7 +47,8 @@ def load(path: Path = TABLE) -> dict[str, Known]:
         if missing := {"file", "patient", "label"} - {key for key, value in row.items() if value is not None}:
             raise ValueError(f"{path} lacks {min(missing)} in a row: its columns must be file, patient, label")
         name, patient, label = (row[column].strip() for column in ("file", "patient", "label"))
-        if (name := _without_ending(name)) in table:
+        name = _without_ending(name)
+        if name in table:
             raise ValueError(f"{path} has {name} twice: remove one of the rows")
         if label not in CLASSES:
             raise ValueError(f"{path} calls {name} {label!r}: a label must be {', '.join(CLASSES)}")

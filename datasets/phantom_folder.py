@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,9 +51,12 @@ def building(folder: Path, parameters: dict[str, Any]) -> Iterator[Path | None]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def holds(folder: Path, version: int) -> bool:
-    """Whether a phantom of this version is in the folder, whatever its other arguments."""
-    return _made_with(folder).get("version") == version
+def any_phantom(folder: Path, version: int, write: Callable[[Path], Path]) -> Path:
+    """The folder with the phantom of this version that is there, whatever its other arguments; else `write(folder)`.
+
+    Raises what `write` does.
+    """
+    return folder if _made_with(folder).get("version") == version else write(folder)
 
 
 def _made_with(folder: Path) -> dict[str, Any]:

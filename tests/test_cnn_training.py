@@ -234,12 +234,13 @@ def test_one_store_of_mixed_modes_and_a_class_that_is_damaged(tree: Path, tmp_pa
 def test_without_data_the_phantom_takes_their_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def small(folder: Path) -> None:
+    def small(folder: Path) -> Path:
         calls.append(folder)
         for name in [f"{part}/{label}" for part in ("Training", "Testing") for label in CLASSES]:
             (folder / name).mkdir(parents=True)
             Pillow.fromarray(head()).save(folder / name / "1.png")
         (folder / "phantom.json").write_text(json.dumps({"version": phantom_slices.VERSION, "patients": 8}))
+        return folder
 
     calls: list[Path] = []
     monkeypatch.setattr(phantom_slices, "FOLDER", tmp_path / "phantom")

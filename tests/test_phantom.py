@@ -17,7 +17,7 @@ from scipy import ndimage
 from datasets import mri_signal, phantom
 from datasets.mri_signal import TISSUES, Tissue
 from datasets.phantom_anatomy import BOX, ED, ET, NCR
-from datasets.phantom_folder import holds
+from datasets.phantom_folder import any_phantom
 from tests.conftest import left
 
 
@@ -193,8 +193,15 @@ def test_a_crash_leaves_nothing_for_ever(tmp_path: Path, capsys: pytest.CaptureF
     assert left(tmp_path) == ["set"] and not capsys.readouterr().out
     (folder / "phantom.json").write_bytes(b"")  # cut off by a crash
     phantom.write_phantom(folder, patients=1)
-    assert holds(folder, phantom.VERSION) and not holds(folder, phantom.VERSION - 1)
     assert "is replaced" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick")
+def test_any_phantom_of_this_version_will_do(tmp_path: Path) -> None:
+    folder = phantom.write_phantom(tmp_path / "set", patients=1, seed=5)
+    assert any_phantom(folder, phantom.VERSION, pytest.fail) == folder
+    for other, version in ((folder, phantom.VERSION - 1), (tmp_path / "none", phantom.VERSION)):
+        assert any_phantom(other, version, Path.absolute) == other.absolute()
 
 
 def test_a_worker_that_is_killed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from datasets.augment import ImageAugmentation
 from datasets.batches import Batches
 from datasets.image_store import open_images
 from datasets.images import CLASSES
-from datasets.phantom_folder import holds
+from datasets.phantom_folder import any_phantom
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import ImageOptions
@@ -29,14 +29,16 @@ def open_data(options: ImageOptions, preprocessing: Mapping[str, Any] | None = N
     folder = options.data
     if no_data(options):
         say(f"No data in {folder}: using the built-in phantom. Real data: python datasets/download.py classification")
-        folder = phantom_slices.FOLDER
-        if not holds(folder, phantom_slices.VERSION):
-            phantom_slices.write_image_phantom(folder)
+        folder = any_phantom(phantom_slices.FOLDER, phantom_slices.VERSION, phantom_slices.write_image_phantom)
     return open_images(folder, options.cache, (preprocessing or vars(options))["image_size"])
 
 
 def make_split(options: ImageOptions, store: Store) -> Split:
-    """The official test set, or a fold of the groups."""
+    """The official test set, or a fold of the groups.
+
+    Raises:
+        ValueError: see `datasets.group_splits`; names the data.
+    """
     try:
         if options.split == "official":
             return group_splits.official(store, options.val, options.seed)

@@ -12,7 +12,7 @@ from datasets import phantom, splits
 from datasets.augment import Augmentation
 from datasets.batches import Batches
 from datasets.brats import CLASSES, MODALITIES, REGIONS
-from datasets.phantom_folder import holds
+from datasets.phantom_folder import any_phantom
 from datasets.slices import open_slices
 from datasets.splits import Split
 from datasets.store import Store
@@ -30,9 +30,7 @@ def open_data(options: UNetOptions, preprocessing: Mapping[str, Any] | None = No
     folder = options.data
     if no_data(options):
         say(f"No data in {folder}: using the built-in phantom. Real data: put BraTS cases there (see README).")
-        folder = phantom.FOLDER
-        if not holds(folder, phantom.VERSION):
-            phantom.write_phantom(folder)
+        folder = any_phantom(phantom.FOLDER, phantom.VERSION, phantom.write_phantom)
     made = preprocessing or {"window": options.window, "normalise": "zscore"}
     return open_slices(
         folder, options.cache, tuple(made["window"]), options.labels, options.modalities, made["normalise"]

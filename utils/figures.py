@@ -1,5 +1,5 @@
 """Draw the README's figures: a simulated patient, the images a class, what the three U-Nets reached on patients, and
-VisionTransformer's training.
+how VisionTransformer and VGG16 were trained.
 
     python utils/figures.py --out images
 
@@ -93,7 +93,7 @@ def scores() -> "Figure":
 
 
 def training(model: str) -> "Figure":
-    """The training of a classifier."""
+    """The loss, learning rate and recall of a classifier's training."""
     history = list(csv.DictReader((METRICS / f"{model}_history.csv").read_text().splitlines()))
     return plots.curves(history, CLASSES, "recall", "recall")
 

@@ -150,7 +150,7 @@ def test_a_comparison_has_a_line_a_model_also_without_results() -> None:
     left, right = classification_plots.comparison({"VGG16": None, "AlexNet": row}).axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["VGG16", "AlexNet"]
     assert left.get_ylim()[0] > 1 and left.get_ylim()[1] < 0  # the first model on top
-    assert [(text.get_text(), text.get_position()[1]) for text in left.texts] == [("not trained yet", 0)]
+    assert [(text.get_text(), text.get_position()[1]) for text in left.texts] == [("no predictions", 0)]
     (interval,) = [bars for bars in left.collections if bars.get_segments()]
     np.testing.assert_allclose(interval.get_segments()[0], [[0.85, 1], [0.94, 1]])
 

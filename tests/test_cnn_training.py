@@ -165,10 +165,14 @@ def test_files_of_one_name_in_training_and_testing_are_told_apart(tree: Path, tm
     assert stages.seen_by({"seen": [f"anywhere/{name}" for name in elsewhere.index["case"]]}, elsewhere).all()
 
 
-def test_each_model_has_its_own_learning_rate_unless_one_is_given() -> None:
-    found = {model: CNNOptions(model=model).lr for model in ("custom_cnn", "alexnet", "vgg16")}  # type: ignore[arg-type]
-    assert len(set(found.values())) == 3 and all(found.values())
-    assert CNNOptions(model="vgg16", lr=3e-3).lr == 3e-3
+def test_each_model_has_its_own_recipe_unless_another_is_given() -> None:
+    found = {model: CNNOptions(model=model) for model in ("custom_cnn", "alexnet", "vgg16")}  # type: ignore[arg-type]
+    assert len({options.lr for options in found.values()}) == 3 and all(options.lr for options in found.values())
+    assert {model: options.epochs for model, options in found.items()} == {"custom_cnn": 60, "alexnet": 60, "vgg16": 30}
+    other = CNNOptions(model="vgg16", lr=3e-3, epochs=2)
+    assert (other.lr, other.epochs) == (3e-3, 2)
+    with pytest.raises(ValueError, match="--epochs is -1"):
+        CNNOptions(epochs=-1)
 
 
 def test_the_temperature_is_fitted_on_validation_or_given(options: CNNOptions, tmp_path: Path) -> None:

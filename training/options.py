@@ -186,18 +186,27 @@ class CNNOptions(ImageOptions):
     model: Literal["custom_cnn", "alexnet", "vgg16"] = "custom_cnn"
     residual: bool = False
     """Skip connections around the convolutions (custom_cnn only)."""
-    epochs: int = 60
+    epochs: int = 0
+    """0 is the model's own: 60 for custom_cnn and alexnet, 30 for vgg16."""
     batch_size: int = 64
     lr: float = 0.0
     """0 is the model's own: 1e-3 for custom_cnn, 5e-4 for alexnet, 2e-4 for vgg16."""
     weight_decay: float = 5e-2
 
-    LEARNING_RATES: ClassVar[Mapping[str, float]] = {"custom_cnn": 1e-3, "alexnet": 5e-4, "vgg16": 2e-4}
+    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "custom_cnn": {"epochs": 60, "lr": 1e-3},
+        "alexnet": {"epochs": 60, "lr": 5e-4},
+        "vgg16": {"epochs": 30, "lr": 2e-4},
+    }
+
+    def __post_init__(self) -> None:
+        for name, value in self.RECIPES.get(self.model, self.RECIPES["custom_cnn"]).items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)  # frozen for everybody else
+        super().__post_init__()
 
     def check(self) -> None:
         super().check()
-        if not self.lr:
-            object.__setattr__(self, "lr", self.LEARNING_RATES.get(self.model, 1e-3))  # frozen for everybody else
         if self.residual and self.model != "custom_cnn":
             raise ValueError(f"--residual is an option of custom_cnn, not of {self.model}: leave it out")
 

@@ -85,7 +85,7 @@ def comparison(scores: Mapping[str, Mapping[str, float] | None]) -> "Figure":
         left, right = figure.subplots(1, 2, sharey=True)
         for line, row in enumerate(scores.values()):
             if row is None:
-                left.text(0.02, line, "not trained yet", transform=left.get_yaxis_transform(), va="center")
+                left.text(0.02, line, "no predictions", transform=left.get_yaxis_transform(), va="center")
                 continue
             reach = error_bar(row["accuracy"], row["accuracy_low"], row["accuracy_high"])
             left.errorbar(row["accuracy"], line, xerr=reach, capsize=4, **ACCURACY)

@@ -115,6 +115,8 @@ def fetch(dataset: DataSet, target: Path) -> None:
     if _there(dataset, target):
         return
     place = target.resolve()  # it may be a link to a larger disk
+    if place.is_mount():
+        raise ValueError(f"{target} is a mount point, which cannot be replaced: link to a folder on that disk")
     work = place.with_name(f".{place.name}.download")
     archive, unpacked = work / f"{dataset.slug.partition('/')[2]}.zip", work / "unpacked"
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -102,7 +102,7 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
     def work(image: Image) -> str:
         out = target / image.name
         out = out.with_suffix(".png") if twins[image.path.with_suffix("")] == 1 else out.with_name(out.name + ".png")
-        if out.exists():
+        if out.exists() and out.stat().st_mtime_ns >= image.path.stat().st_mtime_ns:  # else the original is newer
             return ""
         try:
             pixels = read_gray(image.path)

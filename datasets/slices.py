@@ -112,14 +112,15 @@ def network_slices(
     """Normalise the images of a case, and crop them to a window on its brain.
 
     Args:
-        inside: (X, Y, Z) bool, what the window must hold; by default the brain.
+        inside: (X, Y, Z) bool, what the window and the slices must hold; by default the brain.
 
     Raises:
         WindowTooSmall: it does not fit.
     """
     brain = case.brain
-    start = window_start(brain if inside is None else inside, window, case.case)
-    kept = np.flatnonzero(brain.any(axis=(0, 1)))
+    inside = brain if inside is None else inside
+    start = window_start(inside, window, case.case)
+    kept = np.flatnonzero(inside.any(axis=(0, 1)))
     try:
         normalised = NORMALISE[normalise](case.images, brain)
     except ValueError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pillow
 
 import models
@@ -102,6 +103,11 @@ def test_folds_keep_patients_apart_and_evaluation_leaves_out_what_was_seen(optio
     assert header["temperature"] == 1.0 and header["classes"] == list(CLASSES)
     asked = replace(options, evaluate=str(folds.folder / "CustomCNN.safetensors"), name=str(tmp_path / "evaluated"))
     stages.evaluate(asked, classification)
+    mute = tmp_path / "mute.safetensors"
+    models.save(models.load(str(folds.folder / "CustomCNN.safetensors"), torch.device("cpu")), mute,
+                preprocessing=header["preprocessing"], split=header["split"])  # fmt: skip
+    with pytest.raises(ValueError, match=r"mute\.safetensors does not say how it was trained"):
+        stages.evaluate(replace(asked, evaluate=str(mute), name=str(tmp_path / "nothing")), classification)
     files = [
         {row["file"] for row in csv.DictReader((folder / "predictions.csv").open())}
         for folder in (folds.folder, asked.folder)
@@ -173,6 +179,13 @@ def test_each_model_has_its_own_recipe_unless_another_is_given() -> None:
     assert (other.lr, other.epochs) == (3e-3, 2)
     with pytest.raises(ValueError, match="--epochs is -1"):
         CNNOptions(epochs=-1)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "seed", "save_every"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_numbers_that_make_no_training_are_refused_before_it(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is {value}: it must be finite and not negative"):
+        CNNOptions(**{name: value})  # type: ignore[arg-type]
 
 
 def test_the_temperature_is_fitted_on_validation_or_given(options: CNNOptions, tmp_path: Path) -> None:
@@ -298,6 +311,7 @@ def test_bad_options_are_one_sentence(
     models.save(
         models.build("custom_cnn", image_size=72, num_classes=2), places["two.safetensors"],
         classes=["benign", "malignant"], preprocessing={"image_size": 72}, split={"train": [], "val": []},
+        mirror=True, temperature=1.0,
     )  # fmt: skip
     arguments = tuple(str(places.get(text, text)) for text in arguments)
     start = ["--val", "0.4", "--data", options.data, "--cache", options.cache, "--name", options.name]

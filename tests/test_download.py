@@ -369,6 +369,15 @@ def test_a_folder_of_something_else_is_not_touched(
     assert tree(target.parent) == {"segmentation/thesis.txt": b"years of work"} and not server.secrets
 
 
+def test_a_mount_point_is_refused_before_anything_is_fetched(
+    server: KaggleServer, small: download.DataSet, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == target.resolve())
+    with pytest.raises(ValueError, match="is a mount point, which cannot be replaced"):
+        download.fetch(small, target)
+    assert not target.parent.exists() and not server.secrets
+
+
 def test_a_folder_that_is_a_link_to_another_disk_is_filled(
     server: KaggleServer, small: download.DataSet, target: Path, tmp_path: Path
 ) -> None:

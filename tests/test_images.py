@@ -1,7 +1,9 @@
 """Which images there are, how each is read, and the crop to the head: every mode, every border, every damage."""
 
+import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +206,19 @@ def test_the_originals_of_every_mode_are_read_and_cropped(real_data: Path) -> No
         if np.median(np.concatenate([pixels[0], pixels[-1]])) < 200:  # a white frame is bright, too, and not kept
             assert (bright & kept).sum() > 0.95 * bright.sum(), image.name  # a loose rim of scalp may go
     assert {"L", "RGB", "RGBA", "P"} <= modes
+
+
+def test_an_original_that_was_replaced_is_cropped_anew(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "data", images=1)
+    preprocess_folder(folder, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
+    original = next((folder / "Training" / "glioma").iterdir())
+    Pillow.new("L", (300, 300), 90).save(original, "png")
+    later = time.time_ns() + 10**9
+    os.utime(original, ns=(later, later))
+    preprocess_folder(folder, tmp_path / "out")
+    changed = [path for path, content in before.items() if path.read_bytes() != content]
+    assert [path.stem for path in changed] == [original.stem] and changed[0].parent.name == "glioma"
 
 
 def test_of_two_that_crop_at_once_one_waits(tmp_path: Path) -> None:

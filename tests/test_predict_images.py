@@ -286,6 +286,21 @@ def test_bad_input_is_one_sentence(scan: Path, weights: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_image_does_not_stop_the_others(
+    scan: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, empty, volume = tmp_path / "patient", tmp_path / "empty", tmp_path / "a_t1.nii.gz"
+    (folder / "series.png").mkdir(parents=True)  # a folder, whatever its name says
+    (folder / "one.png").write_bytes(scan.read_bytes())
+    empty.mkdir()
+    volume.write_bytes(b"")
+    assert run(folder, weights=(weights,), out=tmp_path / "out") == 0
+    assert run(folder, empty, volume, weights=(weights,), out=tmp_path / "out") == 1
+    assert [row["file"] for row in rows(tmp_path / "out")] == [str(folder / "one.png")]
+    shown = capsys.readouterr().err
+    assert "2 not predicted" in shown and "empty: no image here" in shown and "want the weights of a U-Net" in shown
+
+
 def test_images_of_one_name_are_told_apart_by_their_folders(scan: Path, weights: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin" / scan.name
     twin.parent.mkdir()

@@ -189,6 +189,17 @@ def test_slices_of_a_case() -> None:
         np.testing.assert_allclose(back[modality], expected[..., kept], atol=4e-3)  # float16
 
 
+def test_tumour_on_slices_without_brain_is_part_of_the_truth() -> None:
+    images, labels = make_case(1)
+    bare = int(np.flatnonzero(~images.any(axis=(0, 1, 2)))[0])
+    x, y = (int(place.mean()) for place in np.nonzero(images.any(axis=(0, 3))))
+    codes = np.where(labels == 4, 3, labels).astype(np.uint8)
+    codes[x : x + 2, y : y + 2, bare] = 2
+    block = slices.prepare(brats.Case("a", "p", images.astype(np.float32), codes, np.eye(4)), WINDOW)
+    assert bare in [row["slice"] for row in block.rows]
+    assert sum(row["ed"] for row in block.rows) == (codes == 2).sum() == (block.targets == 2).sum()
+
+
 def test_a_large_brain_enlarges_the_window(cases: Path, tmp_path: Path) -> None:
     opened = slices.open_slices(cases, tmp_path, window=(16, 16))
     box = np.array(opened.images.shape[2:])

@@ -165,6 +165,11 @@ def test_another_model_recipe_or_amount_of_data_is_refused(tmp_path: Path) -> No
         fit(network(), Numbers(6), nn.MSELoss(), RECIPE, tmp_path)
     with pytest.raises(ValueError, match="another model"):
         fit(nn.Sequential(nn.Conv2d(2, 1, 1)), Numbers(), nn.MSELoss(), RECIPE, tmp_path)
+    older = torch.load(tmp_path / "last.pt", weights_only=True)
+    del older["recipe"]["clip"]
+    torch.save(older, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="the run has clip None, not"):
+        fit(network(), Numbers(), nn.MSELoss(), RECIPE, tmp_path)
 
 
 def test_accumulated_parts_are_one_batch(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Only the standard library is imported here, so that --help answers at once.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ class Options:
             option = f"--{name.replace('_', '-')}"
             if name in ("n_filters", "image_size", "folds", "epochs", "batch_size", "accumulate") and value < 1:
                 raise ValueError(f"{option} is {value}: it must be 1 or more")
+            if name in ("lr", "weight_decay", "seed", "save_every") and not 0 <= value < math.inf:
+                raise ValueError(f"{option} is {value}: it must be finite and not negative")
             if name in self.SHARES and not 0 <= value <= 1:
                 raise ValueError(f"{option} is {value}: it must lie between 0 and 1")
         if self.ema == 1:

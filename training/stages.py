@@ -25,6 +25,7 @@ from training.options import ROOT, Options
 from utils import checkpoint, cli, distributed
 from utils.device import best_precision, keep_freed_memory
 from utils.files import replacing, write_text
+from utils.predict import one_task
 from utils.train import Recipe
 
 RESULTS = "results.md"
@@ -250,7 +251,8 @@ def evaluate(options: Options, task: Task) -> None:
     folder = options.folder
     with distributed.joined(options.device) as device:
         model = models.load(str(options.evaluate), device)
-        if not {"preprocessing", "split"} <= set(model.header):
+        one_task({str(options.evaluate): model.header})  # refuses weights that say too little of themselves
+        if "split" not in model.header:
             raise ValueError(f"{options.evaluate} does not say how it was trained: take weights of a finished run")
         mine = get_args(get_type_hints(type(options))["model"])
         if model.name not in mine:

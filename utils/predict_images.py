@@ -111,11 +111,10 @@ def run(
             written.
         OSError: no space left; no file is half-written.
     """
-    files = find(paths)
+    files, failed = find(paths)
     targets = _pictures(files, out) if explained else {}
     writable(out)
     rows: list[dict[str, Any]] = []
-    failed: list[str] = []
 
     def read(path: Path) -> tuple[Path, np.ndarray] | str:
         try:
@@ -145,24 +144,30 @@ def run(
     return count, failed
 
 
-def find(paths: Sequence[Path]) -> dict[Path, str]:
+def find(paths: Sequence[Path]) -> tuple[dict[Path, str], list[str]]:
     """The images that are named or that folders hold -> a name for each, below the folder that was given.
 
+    And a sentence for each path that is none: a folder without images, or a scan for a U-Net.
+
     Raises:
-        FileNotFoundError: a folder holds no image, or a file is a scan for a U-Net.
+        FileNotFoundError: there is no image at all.
     """
     found: dict[Path, str] = {}
+    failed: list[str] = []
     for path in paths:
         folder = path.is_dir()
         below = sorted(path.rglob("*")) if folder else [path]
-        inside = [file for file in below if _is_image(file.relative_to(path))] if folder else below
+        inside = [file for file in below if file.is_file() and _is_image(file.relative_to(path))] if folder else below
         scans = [file for file in below if file.name.endswith(SCANS)]
         if not inside or (scans and not folder):
             hint = "; scans want the weights of a U-Net, these are a classifier's" if scans else ""
-            raise FileNotFoundError(f"{path}: no image here; expected files like {', '.join(sorted(SUFFIXES))}{hint}")
+            failed.append(f"{path}: no image here; expected files like {', '.join(sorted(SUFFIXES))}{hint}")
+            continue
         for file in inside:
             found[file] = file.relative_to(path).as_posix() if folder else file.name
-    return found
+    if not found:
+        raise FileNotFoundError(failed[0])
+    return found, failed
 
 
 def _pictures(files: Mapping[Path, str], out: Path) -> dict[Path, Path]:

@@ -134,10 +134,9 @@ class Run:
             ValueError: it belongs to another model, recipe, or amount of data.
         """
         for name, value in asdict(self.recipe).items():
-            if name != "save_every" and state["recipe"][name] != value:
-                raise ValueError(
-                    f"the run has {name} {state['recipe'][name]}, not {value}: give what it has, or another --name"
-                )
+            of_run = state["recipe"].get(name)  # None: a run of an older version
+            if name != "save_every" and of_run != value:
+                raise ValueError(f"the run has {name} {of_run}, not {value}: give what it has, or another --name")
         if len(state["losses"]) != self.steps:
             raise ValueError(f"the run has {len(state['losses'])} steps an epoch, the data {self.steps}: they changed")
         try:

@@ -106,8 +106,8 @@ def fetch(dataset: DataSet, target: Path) -> None:
     """Put a data set into a folder, unless it is there.
 
     Raises:
-        ValueError: no credentials, or Kaggle refuses; the folder holds something else; the archive is damaged twice,
-            or would write outside of its folder.
+        ValueError: no credentials, or Kaggle refuses; the folder holds something else, or is a mount point; the archive
+            is damaged twice, or would write outside of its folder.
         OSError: no network, or the disk is too small. What was downloaded is kept, and gone on with by the next call.
     """
     from filelock import FileLock
@@ -116,7 +116,8 @@ def fetch(dataset: DataSet, target: Path) -> None:
         return
     place = target.resolve()  # it may be a link to a larger disk
     if place.is_mount():
-        raise ValueError(f"{target} is a mount point, which cannot be replaced: link to a folder on that disk")
+        raise ValueError(f"{target} is a mount point, which cannot be replaced: "
+                         "make it a link to a folder on that disk, or unpack the data there by hand")
     work = place.with_name(f".{place.name}.download")
     archive, unpacked = work / f"{dataset.slug.partition('/')[2]}.zip", work / "unpacked"
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,6 @@ from benchmarks.pipeline import Setting, build, open_store
 from benchmarks.timing import Batch, Loop, Stint
 from datasets.images import root
 from models.quick_conv import QuickConv2d
-from models.quick_dropout import QuickDropout
 
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of a predicted and a true mask, 0 or 1
     "dice": lambda p, t: 2 * (p * t).sum() / (p.sum() + t.sum()),
@@ -57,14 +56,12 @@ class Slices(Dataset):
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """The network with PyTorch's own layers in place of our quicker ones."""
+    """The network with PyTorch's own convolution in place of our quicker one."""
     for name, child in module.named_children():
         if isinstance(child, QuickConv2d):
             conv = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size, padding=child.padding,
                              groups=child.groups)  # fmt: skip
             setattr(module, name, conv)
-        elif isinstance(child, QuickDropout):
-            setattr(module, name, nn.Dropout(child.p))
         else:
             plain(child)
     return module

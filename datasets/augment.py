@@ -5,7 +5,8 @@ what the uninterrupted one would have.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,11 @@ class Augmentation:
         images, grid = self._image(images, draw)
         moved = F.grid_sample(masks[:, None].to(images.dtype), grid, mode="nearest", align_corners=False)
         return images, moved[:, 0].to(masks.dtype)
+
+    def times(self, strength: float) -> Self:
+        """The same with all limits multiplied; the flip stays."""
+        limits = {name: value * strength for name, value in vars(self).items() if name != "flip"}
+        return replace(self, **limits)
 
     def _image(self, images: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         """The changed images, and the grid (B, H, W, 2) by which they were moved."""

@@ -1,7 +1,8 @@
 """VisionTransformer: an image as a sentence of patches.
 
 Dosovitskiy 2020, arXiv 2010.11929; attention is that of Vaswani 2017, arXiv 1706.03762, normalisation comes first.
-Smaller than the sizes of the paper, and with a normalisation more, at the start of the head.
+Smaller than the sizes of the paper; it drops whole patches, not single numbers; a normalisation more, at the start of
+the head.
 """
 
 import torch
@@ -9,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.base import Model
-from models.quick_dropout import QuickDropout
 
 
 class VisionTransformer(Model):
@@ -28,13 +28,13 @@ class VisionTransformer(Model):
 
     def __init__(
         self, in_channels: int = 3, num_classes: int = 4, image_size: int = 128, patch_size: int = 16, dim: int = 512,
-        depth: int = 10, heads: int = 8, mlp_dim: int = 1024, dropout: float = 0.1, patch_dropout: float = 0.5,
+        depth: int = 10, heads: int = 8, mlp_dim: int = 1024, patch_dropout: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__()
         if min(in_channels, num_classes, patch_size, dim, depth, heads, mlp_dim) < 1:
             raise ValueError("All sizes must be positive.")
-        if not (0 <= dropout < 1 and 0 <= patch_dropout < 1):
-            raise ValueError("dropout and patch_dropout must be at least 0 and less than 1.")
+        if not 0 <= patch_dropout < 1:
+            raise ValueError("patch_dropout must be at least 0 and less than 1.")
         if image_size < patch_size or image_size % patch_size:
             raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}: take one that is.")
         if dim % heads:
@@ -44,8 +44,7 @@ class VisionTransformer(Model):
         self.patches = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.positions = nn.Parameter(torch.randn(1, 1 + patches, dim) * 0.02)
-        self.dropout = QuickDropout(dropout)
-        self.blocks = nn.Sequential(*(Block(dim, heads, mlp_dim, dropout) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(dim, heads, mlp_dim) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
 
@@ -54,7 +53,7 @@ class VisionTransformer(Model):
         x = self.patches(images).flatten(2).transpose(1, 2)  # (B, patches, dim)
         x = self.drop_patches(x + self.positions[:, 1:])
         first = self.class_token + self.positions[:, :1]
-        x = self.dropout(torch.cat([first.expand(len(x), -1, -1), x], dim=1))
+        x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
         x = self.norm(self.blocks(x))
         return self.head(x[:, 0])
 
@@ -70,13 +69,11 @@ class VisionTransformer(Model):
 class Block(nn.Module):
     """Attention between the tokens, then thinking in each: (B, T, dim) -> (B, T, dim)."""
 
-    def __init__(self, dim: int, heads: int, mlp_dim: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, mlp_dim: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads, dropout)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, mlp_dim), nn.GELU(), QuickDropout(dropout), nn.Linear(mlp_dim, dim), QuickDropout(dropout)
-        )
+        self.attention = Attention(dim, heads)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.norm1(x))
@@ -86,17 +83,16 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention: (B, T, dim) -> (B, T, dim). `utils.explain` reads its maps from query and key."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
-        self.dropout = QuickDropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key, value = self.split(self.qkv(x))
         mixed = attend(query, key, value)  # (B, heads, T, dim / heads)
-        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(B, T, 3 dim) to query, key and value, each (B, heads, T, dim / heads)."""

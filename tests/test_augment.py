@@ -66,6 +66,11 @@ def test_images_keep_equal_channels_and_their_class() -> None:
         assert torch.allclose(one, other, atol=1e-5) or torch.allclose(one, other.flip(-1), atol=1e-5)
 
 
+def test_a_strength_multiplies_all_limits_but_the_flip() -> None:
+    assert ImageAugmentation(rotation=10, scale=0.4).times(0.5) == ImageAugmentation(5, 0.2, 0.04, -1, 0.1, 0.1, 0.1)
+    assert ImageAugmentation().times(0) == ImageAugmentation(0, 0, 0, -1, 0, 0, 0)
+
+
 def test_the_grid_is_pytorchs_own() -> None:
     maps = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.affine_grid(maps, [3, 1, 40, 56], align_corners=False)

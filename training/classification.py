@@ -52,8 +52,8 @@ def train(options: ImageOptions, model: nn.Module, store: Store, split: Split, d
     """Fit a model on the training part; the averaged model of the last epoch."""
     rows = split.rows(store, "train")
     data = Batches(
-        store, rows, options.batch_size, device, options.seed, augment=ImageAugmentation(), prepare=prepare,
-        resident=True, part=(distributed.rank(), distributed.size()),
+        store, rows, options.batch_size, device, options.seed, augment=ImageAugmentation().times(options.augment),
+        prepare=prepare, resident=True, part=(distributed.rank(), distributed.size()),
     )  # fmt: skip
     criterion, recipe = CrossEntropy(options.label_smoothing), recipe_of(options, device)
     watched = split.rows(store, "val")

@@ -152,6 +152,8 @@ class ImageOptions(Options):
     split: Literal["official", "patient"] = "official"
     """official tests on Testing, as everybody does (its patients are in Training too); patient keeps them apart."""
 
+    augment: float = 1.0
+    """Strength of the augmentation; 0 leaves the mirror image alone."""
     label_smoothing: float = 0.1
     """Share of the target that is spread over all classes (Szegedy 2015, arXiv 1512.00567)."""
     mirror: bool = True
@@ -159,7 +161,7 @@ class ImageOptions(Options):
     temperature: float | None = None
     """Divide the logits by this for calibrated probabilities; by default it is fitted on the validation part."""
 
-    SHARES: ClassVar[tuple[str, ...]] = ("val", "ema", "label_smoothing")
+    SHARES: ClassVar[tuple[str, ...]] = ("val", "ema", "augment", "label_smoothing")
 
     def check(self) -> None:
         if self.split == "official" and self.fold is not None:
@@ -223,7 +225,8 @@ class ViTOptions(ImageOptions):
     """The VisionTransformer on the Brain Tumor MRI Dataset."""
 
     model: Literal["vit"] = "vit"
-    epochs: int = 60
+    epochs: int = 80
     batch_size: int = 64
     lr: float = 3e-4
     weight_decay: float = 5e-2
+    augment: float = 0.3

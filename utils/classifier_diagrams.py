@@ -135,10 +135,7 @@ def vit(image_size: int = 128) -> "Figure":
     model, shapes = traced("vit", (image_size, image_size), image_size=image_size)
     net = cast(VisionTransformer, model)
     title = f"VisionTransformer: {parameters(net):,} parameters"
-    subtitle = (
-        "Below a name: channels, or width of a token. "
-        f"Dropout of {net.dropout.p} behind the positions, the attention and the linear layers of a block."
-    )
+    subtitle = "Below a name: channels, or width of a token."
     with canvas(WIDTH, 5.35) as figure:
         sheet = Sheet(figure, title, subtitle)
         _pipeline(sheet, net, shapes)
@@ -154,7 +151,7 @@ def _pipeline(sheet: Sheet, net: VisionTransformer, shapes: Shapes) -> None:
     y = 3.52
     _, dim, *grid = shapes[net.patches]
     size, patch = net.options["image_size"], net.options["patch_size"]
-    _, tokens, _ = shapes[net.dropout]
+    _, tokens, _ = shapes[net.blocks]
     image = _image(sheet, 0.86, y, grid)
     sheet.text(image.x, 2.63, f"{times((net.options['in_channels'], size, size))} pixels")
     sheet.text(image.x, 2.43, f"{grid[0] * grid[1]} patches of {patch}×{patch}")
@@ -209,12 +206,11 @@ def _block(sheet: Sheet, block: Block, shapes: Shapes) -> None:
     sheet.panel(0.15, bottom, sheet.width - 0.3, height, f"One of the blocks, {parameters(block):,} parameters:")
     y = bottom + 0.55
     heads, (_, tokens, dim) = block.attention.heads, shapes[block.attention]
-    wide, gelu, _, narrow, _ = block.mlp
     start = sheet.box(0.75, y, 0.8, 0.44, "data", f"tokens\n{times((tokens, dim))}")
     parts = [words(block.norm1), ("attention", f"self-attention\n{heads} heads of {dim // heads}")]
     first = sheet.chain(1.55, y, parts, gap=0.2)
     sums = [sheet.circle(first[-1].right[0] + 0.32, y, "+")]
-    parts = [words(part) for part in (block.norm2, wide, gelu, narrow)]
+    parts = [words(part) for part in (block.norm2, *block.mlp)]
     second = sheet.chain(sums[0].right[0] + 0.4, y, parts, gap=0.2)
     sums.append(sheet.circle(second[-1].right[0] + 0.32, y, "+"))
     sheet.join([start, first[0]])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,6 @@ from datasets.batches import Batches
 from datasets.image_store import open_images
 from datasets.slices import WINDOW, open_slices
 from datasets.store import Store
-from training.classification import prepare
 from utils.device import keep_freed_memory
 from utils.losses import CrossEntropy, DiceBCE
 from utils.signals import StopRequest
@@ -71,10 +69,8 @@ def open_store(setting: Setting) -> tuple[Store, np.ndarray]:
 def batches(setting: Setting) -> Iterator[Batch]:
     """Ours, as the training scripts make them, epoch after epoch."""
     store, rows = open_store(setting)
-    of_task = partial(Batches, augment=Augmentation()) if setting.segmentation else partial(
-        Batches, augment=ImageAugmentation(), prepare=prepare
-    )  # fmt: skip
-    return endless(of_task(store, rows, setting.batch_size, setting.device, resident=True))
+    augment = Augmentation() if setting.segmentation else ImageAugmentation()
+    return endless(Batches(store, rows, setting.batch_size, setting.device, augment=augment, resident=True))
 
 
 def endless(data: Batches) -> Iterator[Batch]:

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Self
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -46,23 +48,24 @@ class Augmentation:
         """Change a batch.
 
         Args:
-            images: (B, C, H, W) float, background 0.
+            images: (B, C, H, W) of any float type, background 0; they come back as float32.
             masks: (B, H, W) integer label map.
             draw: the random numbers of these samples.
         """
-        images, grid = self._image(images, draw)
-        moved = F.grid_sample(masks[:, None].to(images.dtype), grid, mode="nearest", align_corners=False)
-        return images, moved[:, 0].to(masks.dtype)
+        images = images.float()
+        grid = self._grid(images, draw)
+        changed = F.grid_sample(self._contrast(images, draw), grid, align_corners=False)
+        moved = F.grid_sample(masks[:, None].float(), grid, mode="nearest", align_corners=False)
+        return changed, moved[:, 0].to(masks.dtype)
 
     def times(self, strength: float) -> Self:
         """The same with all limits multiplied; the flip stays."""
         limits = {name: value * strength for name, value in vars(self).items() if name != "flip"}
         return replace(self, **limits)
 
-    def _image(self, images: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-        """The changed images, and the grid (B, H, W, 2) by which they were moved."""
-        grid = affine_grid(self._affine(images, draw), *images.shape[-2:])
-        return F.grid_sample(self._contrast(images, draw), grid, align_corners=False), grid
+    def _grid(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """(B, H, W, 2): from where in the image each pixel comes."""
+        return affine_grid(self._affine(images, draw), *images.shape[-2:])
 
     def _affine(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         """(B, 2, 3) maps from output to input in the normalised coordinates of `affine_grid` (x = W, y = H)."""
@@ -81,11 +84,8 @@ class Augmentation:
             return draw.uniform(limit, images.shape[1], 1, 1).to(images.device, non_blocking=True)
 
         gain, offset, bend = 1 + uniform(self.contrast), uniform(self.brightness), 1 + uniform(self.gamma)
-        changed = self._bent(images, bend).mul_(gain).add_(offset)
-        return changed.mul_(images.sign().abs_())  # background stays 0
-
-    def _bent(self, images: torch.Tensor, bend: torch.Tensor) -> torch.Tensor:
-        return images.abs().pow_(bend).copysign_(images)
+        sign = images.sign()  # 0 in the background, which stays 0
+        return images.abs().pow_(bend).mul_(gain).addcmul_(sign, offset).mul_(sign)
 
 
 def affine_grid(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -103,9 +103,20 @@ def affine_grid(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return (across[:, :, None, :] + down[:, :, :, None]).permute(0, 2, 3, 1)
 
 
+def prepare(images: torch.Tensor) -> torch.Tensor:
+    """Gray levels (B, 1, H, W), 0 to 255 -> what a classifier takes: (B, 3, H, W) float of mean square near 1.
+
+    Background stays 0: what convolutions see beyond the edge, and what augmentation fills in.
+    """
+    return (images.float() / 64).expand(-1, 3, -1, -1)
+
+
 @dataclass(frozen=True)
 class ImageAugmentation(Augmentation):
-    """The same for images that have a class instead of a mask; the defaults are the recipe of the classifiers."""
+    """The same for gray images that have a class instead of a mask; the defaults are the recipe of the classifiers.
+
+    A gray image of 8 bits has 256 levels: what becomes of each is worked out once a sample, and looked up.
+    """
 
     rotation: float = 15.0
     scale: float = 0.15
@@ -116,12 +127,22 @@ class ImageAugmentation(Augmentation):
         """Change a batch.
 
         Args:
-            images: (B, C, H, W) float, not negative, background 0; gray: all channels alike.
+            images: (B, 1, H, W) uint8 gray levels, background 0; they come back as `prepare` makes them, changed.
             classes: (B,), returned as they are.
             draw: the random numbers of these samples.
         """
-        changed, _ = self._image(images[:, :1], draw)
-        return changed.expand_as(images), classes
+        grid = self._grid(images, draw)
+        levels = torch.arange(256, device=images.device).expand(len(images), 1, 1, 256)
+        table = self._contrast(prepare(levels)[:, :1], draw)
+        changed = F.grid_sample(look_up(table, images), grid, align_corners=False)
+        return changed.expand(-1, 3, -1, -1), classes
 
-    def _bent(self, images: torch.Tensor, bend: torch.Tensor) -> torch.Tensor:
-        return images.pow(bend)  # gray levels are not negative
+
+def look_up(table: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Each image's levels replaced by those of its row of the table: (B, 1, 1, 256), (B, 1, H, W) uint8 -> float."""
+    if not images.is_cpu:
+        return table.flatten(1).gather(1, images.flatten(1).long()).view(images.shape)
+    found = np.empty(images.shape, np.float32)  # OpenCV takes bytes for an index: a tenth of the time of `gather`
+    for levels, image, into in zip(table.numpy(), images.numpy(), found, strict=True):
+        cv2.LUT(image[0], levels[0], into[0])
+    return torch.from_numpy(found)

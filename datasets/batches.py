@@ -25,9 +25,9 @@ class Batches:
         rows: (n,) rows of the store to train on or to evaluate.
         rare: (n,) bool, True for rows of which an epoch draws only a share (such as tumour-free slices).
         share: at most this share of an epoch's samples are rare ones.
-        augment: called as augment(images, targets, draw) on the device.
+        augment: called as augment(images, targets, draw) on the device: makes of what is stored what the model takes.
         resident: keep the whole store in the memory of a GPU, if it fits: for what is read many times.
-        prepare: makes of the stored images, (B, C, H, W) float, what the model takes; before augmentation.
+        prepare: does so where nothing is augmented; the default makes them float.
         part: (rank, size): of each batch, the part of process `rank` of `size`.
 
     Raises:
@@ -45,7 +45,7 @@ class Batches:
         share: float = 1.0,
         augment: Augment | None = None,
         resident: bool = False,
-        prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        prepare: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.float,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self.store, self.rows, self.batch_size, self.device = store, rows, batch_size, device
@@ -101,7 +101,9 @@ class Batches:
         batches = self.steps(epoch)[start:]
         gathered = self._gathered([rows[self._mine(len(rows))] for rows in batches])
         for step, (rows, (images, targets)) in enumerate(zip(batches, gathered, strict=True), start):
-            if self.augment is not None:
+            if self.augment is None:
+                images = self.prepare(images)
+            else:
                 seed = np.random.SeedSequence((self.seed, epoch, step)).generate_state(1, np.uint64)[0]
                 generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
                 images, targets = self.augment(images, targets, Draw(generator, len(rows), self._mine(len(rows))))
@@ -114,7 +116,8 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         """Every row once, in the order given, as it is: for evaluation. Of several processes each has its part."""
         batches = np.array_split(self.rows, -(-len(self.rows) // self.batch_size) or 1)
-        return self._gathered([rows[self._mine(len(rows))] for rows in batches if len(rows)])
+        gathered = self._gathered([rows[self._mine(len(rows))] for rows in batches if len(rows)])
+        return ((self.prepare(images), targets) for images, targets in gathered)
 
     def _gathered(self, steps: list[np.ndarray]) -> Iterator[Batch]:
         with ThreadPoolExecutor(1) as pool:  # reads the next batch while the device works on this one
@@ -125,9 +128,7 @@ class Batches:
                 images, targets = pending.pop().result()
                 if rows is not None:
                     pending.append(pool.submit(self._gather, rows))
-                images = images.to(self.device, non_blocking=True).float()
-                images = self.prepare(images) if self.prepare is not None else images
-                yield images, targets.to(self.device, non_blocking=True)
+                yield images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
     def _gather(self, rows: np.ndarray) -> Batch:
         if self.resident:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datasets.augment import Augmentation, Draw, ImageAugmentation, affine_grid
+from datasets.augment import Augmentation, Draw, ImageAugmentation, affine_grid, prepare
 
 
 def draw(seed: int, batch: int) -> Draw:
@@ -44,8 +44,8 @@ def test_a_rotation_keeps_shapes_in_a_window_that_is_no_square() -> None:
 
 @pytest.mark.parametrize("recipe", [Augmentation, ImageAugmentation])
 def test_a_shift_is_a_share_of_half_the_side(recipe: type[Augmentation]) -> None:
-    images = torch.zeros(64, 3, 100, 200)
-    images[:, :, 50, 100] = 1
+    images = torch.zeros(64, 1, 100, 200, dtype=torch.uint8)
+    images[:, :, 50, 100] = 64
     still = recipe(rotation=0, scale=0, shift=0.2, flip=None, contrast=0, brightness=0, gamma=0)
     moved, _ = still(images, torch.zeros(64, 100, 200, dtype=torch.uint8), draw(0, 64))
     y, x = (moved[:, 0].sum(dim=axis) for axis in (2, 1))  # where the point has gone, between two pixels
@@ -55,15 +55,27 @@ def test_a_shift_is_a_share_of_half_the_side(recipe: type[Augmentation]) -> None
     assert down.min() < -5 and across.max() > 10
 
 
+def gray(size: int = 8) -> torch.Tensor:
+    levels = torch.randint(0, 256, (size, 1, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    levels[:, :, :10] = 0
+    return levels
+
+
 def test_images_keep_equal_channels_and_their_class() -> None:
-    images = torch.rand(8, 1, 40, 40, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
-    classes = torch.arange(8)
+    images, classes = gray(), torch.arange(8)
     changed, same = ImageAugmentation()(images, classes, draw(0, 8))
-    assert same is classes and changed.shape == images.shape
-    assert torch.equal(changed[:, 0], changed[:, 2]) and not torch.allclose(changed, images, atol=0.05)
-    flip = ImageAugmentation(rotation=0, scale=0, shift=0, contrast=0, brightness=0, gamma=0)
-    for one, other in zip(flip(images, classes, draw(1, 8))[0], images, strict=True):  # left and right only
-        assert torch.allclose(one, other, atol=1e-5) or torch.allclose(one, other.flip(-1), atol=1e-5)
+    assert same is classes and changed.shape == (8, 3, 40, 56) and changed.dtype == torch.float32
+    assert torch.equal(changed[:, 0], changed[:, 2]) and not torch.allclose(changed, prepare(images), atol=0.05)
+    flip = ImageAugmentation().times(0)
+    for one, other in zip(flip(images, classes, draw(1, 8))[0], prepare(images), strict=True):  # left and right only
+        assert torch.allclose(one, other, atol=1e-3) or torch.allclose(one, other.flip(-1), atol=1e-3)
+
+
+def test_looking_levels_up_is_working_them_out_for_each_pixel() -> None:
+    images, how = gray(), ImageAugmentation()
+    found, _ = how(images, torch.arange(8), draw(2, 8))
+    expected, _ = Augmentation(**vars(how))(prepare(images)[:, :1], images[:, 0], draw(2, 8))
+    torch.testing.assert_close(found[:, :1], expected, rtol=0, atol=1e-5)
 
 
 def test_a_strength_multiplies_all_limits_but_the_flip() -> None:

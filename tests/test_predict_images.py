@@ -10,6 +10,7 @@ import torch
 from PIL import Image as Pillow
 
 import models
+from datasets.augment import prepare
 from datasets.batches import Batches
 from datasets.image_store import open_images
 from datasets.images import CLASSES, read_gray
@@ -105,7 +106,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 def test_an_image_is_seen_as_in_training(tmp_path: Path) -> None:
     folder, model = tree(tmp_path / "data"), Projection()
     store = open_images(folder, tmp_path / "cache", SIZE)
-    batches = Batches(store, np.arange(len(store)), 7, CPU, prepare=classification.prepare)
+    batches = Batches(store, np.arange(len(store)), 7, CPU, prepare=prepare)
     logits, _ = classification.logits_of(model, batches, mirror=True)
     expected = classification.softmax(logits, HEADER["temperature"])
     assert predict_images.run([folder], classifier(model), tmp_path) == (16, [])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from datasets import group_splits, phantom_slices
-from datasets.augment import ImageAugmentation
+from datasets.augment import ImageAugmentation, prepare
 from datasets.batches import Batches
 from datasets.image_store import open_images
 from datasets.images import CLASSES
@@ -19,7 +19,6 @@ from datasets.store import Store
 from training.options import ImageOptions
 from training.stages import chosen_precision, no_data, recipe_of, say
 from utils import classification, classification_plots, classification_results, distributed, plots
-from utils.classification import prepare
 from utils.losses import CrossEntropy
 from utils.train import fit
 
@@ -53,7 +52,7 @@ def train(options: ImageOptions, model: nn.Module, store: Store, split: Split, d
     rows = split.rows(store, "train")
     data = Batches(
         store, rows, options.batch_size, device, options.seed, augment=ImageAugmentation().times(options.augment),
-        prepare=prepare, resident=True, part=(distributed.rank(), distributed.size()),
+        resident=True, part=(distributed.rank(), distributed.size()),
     )  # fmt: skip
     criterion, recipe = CrossEntropy(options.label_smoothing), recipe_of(options, device)
     watched = split.rows(store, "val")

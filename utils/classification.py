@@ -14,14 +14,6 @@ from utils.evaluate import predict
 BINS = 15  # of the reliability diagram, as in Guo 2017
 
 
-def prepare(images: Tensor) -> Tensor:
-    """(B, 1, H, W) gray levels 0 to 255 -> (B, 3, H, W) of mean square near 1.
-
-    Background stays 0: what convolutions see beyond the edge, and what augmentation fills in.
-    """
-    return (images / 64).expand(-1, 3, -1, -1)
-
-
 def logits_of(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str = "fp32", mirror: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:

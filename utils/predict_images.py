@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from datasets import preprocessing
+from datasets.augment import prepare
 from datasets.image_store import shrink
 from datasets.images import SUFFIXES, read_gray
 from datasets.parallel import ahead
@@ -91,7 +92,7 @@ class Classifier:
         """Cropped, resized and scaled as in training: (N, 3, image_size, image_size) on the device."""
         made = model.header["preprocessing"]
         heads = [shrink(preprocessing.prepare(image, made["side"]), made["image_size"]) for image in images]
-        return classification.prepare(torch.from_numpy(np.stack(heads))[:, None].float().to(self.device))
+        return prepare(torch.from_numpy(np.stack(heads))[:, None].to(self.device))
 
 
 def run(

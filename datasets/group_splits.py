@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from datasets.splits import Split
+from datasets.splits import Split, check_fold
 from datasets.store import Store
 
 TESTING = 1  # in the index's column `part`
@@ -23,8 +23,7 @@ def by_fold(store: Store, fold: int, folds: int, val: float, seed: int = 0) -> S
     Raises:
         ValueError: fewer groups than folds in some class, or no such fold.
     """
-    if not 0 <= fold < folds or folds < 2:
-        raise ValueError(f"fold {fold} of {folds} does not exist: folds are counted from 0, and there are 2 or more")
+    check_fold(fold, folds)
     rows = np.arange(len(store))
     dealt = _deal(store, rows, folds, seed)
     split = _with_validation(store, rows[dealt != fold], rows[dealt == fold], val, seed)

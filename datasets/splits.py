@@ -104,14 +104,19 @@ def by_patient(
     return _with_validation(rest, tested, val * len(ranked), rng, f"patients, seed {seed}")
 
 
+def check_fold(fold: int, folds: int) -> None:
+    """Raises ValueError where there is no such fold."""
+    if not 0 <= fold < folds or folds < 2:
+        raise ValueError(f"fold {fold} of {folds} does not exist: folds are counted from 0, and there are 2 or more")
+
+
 def by_fold(sizes: Mapping[str, int], fold: int, folds: int, val: float = 0.15, seed: int = 0) -> Split:
     """Fold `fold` (0 to folds - 1) of a k-fold cross-validation over patients, stratified by tumour size.
 
     Raises:
         ValueError: fewer patients than folds, or no such fold.
     """
-    if not 0 <= fold < folds or folds < 2:
-        raise ValueError(f"fold {fold} of {folds} does not exist: folds are counted from 0, and there are 2 or more")
+    check_fold(fold, folds)
     if len(sizes) < folds:
         raise ValueError(f"{len(sizes)} patients cannot be dealt into {folds} folds: take --folds {len(sizes)} at most")
     ranked = sorted(sizes, key=lambda patient: (sizes[patient], patient))

@@ -340,7 +340,7 @@ def test_an_array_of_folds_ends_in_one_table_that_names_what_is_missing(
         if name == "good":
             assert state == "COMPLETED" and "| improved_unet_2 | 6 |" in text, text
         else:
-            assert state == "FAILED" and "(fold 1, 2 missing)" in text and "fold7of3 has no results" in text, text
+            assert state == "FAILED" and "(fold 1, 2 missing)" in text and "--fold 7 has not begun" in text, text
             assert "fold 7 of 3 does not exist" in log(clone, f"{array}_1")
 
 

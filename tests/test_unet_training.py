@@ -263,7 +263,7 @@ def test_bad_data_is_one_sentence_and_leaves_nothing(
     [(("--resume",), "nothing to resume"), (("--fold", "0", "--folds", "9"), "6 patients cannot be dealt into 9 folds"),
      (("--evaluate", "nowhere.safetensors"), "nowhere"), (("--data", "/nowhere"), "/nowhere"),
      (("--init", "nowhere.safetensors"), "nowhere"), (("--batch-size", "0"), "--batch-size is 0"),
-     (("--split", "slice", "--fold", "0"), "no folds")],
+     (("--split", "slice", "--fold", "0"), "no folds"), (("--fold", "5"), "fold 5 of 5 does not exist")],
 )  # fmt: skip
 def test_bad_options_are_one_sentence(
     options: UNetOptions, arguments: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch,

@@ -69,6 +69,10 @@ class Options:
                 raise ValueError(f"{option} is {value}: it must lie between 0 and 1")
         if self.ema == 1:
             raise ValueError("--ema is 1: the averaged weights would stay the initial ones")
+        if self.fold is not None:
+            from datasets.splits import check_fold  # imports NumPy, which --help does without
+
+            check_fold(self.fold, self.folds)
         self.check()
 
     def check(self) -> None:

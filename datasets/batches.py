@@ -98,16 +98,16 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches (or this process's part of them) of an epoch from step `start` on: shuffled and augmented."""
-        batches = self.steps(epoch)[start:]
-        gathered = self._gathered([rows[self._mine(len(rows))] for rows in batches])
-        for step, (rows, (images, targets)) in enumerate(zip(batches, gathered, strict=True), start):
+        steps = self.steps(epoch)
+
+        def finish(step: int, images: torch.Tensor, targets: torch.Tensor) -> Batch:
             if self.augment is None:
-                images = self.prepare(images)
-            else:
-                seed = np.random.SeedSequence((self.seed, epoch, step)).generate_state(1, np.uint64)[0]
-                generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
-                images, targets = self.augment(images, targets, Draw(generator, len(rows), self._mine(len(rows))))
-            yield images, targets
+                return self.prepare(images), targets
+            seed = np.random.SeedSequence((self.seed, epoch, step)).generate_state(1, np.uint64)[0]
+            generator, size = torch.Generator().manual_seed(int(seed >> np.uint64(1))), len(steps[step])
+            return self.augment(images, targets, Draw(generator, size, self._mine(size)))
+
+        return self._batches(steps, finish, start)
 
     def _mine(self, count: int) -> slice:
         """The samples of a batch that fall to this process."""
@@ -115,20 +115,23 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Every row once, in the order given, as it is: for evaluation. Of several processes each has its part."""
-        batches = np.array_split(self.rows, -(-len(self.rows) // self.batch_size) or 1)
-        gathered = self._gathered([rows[self._mine(len(rows))] for rows in batches if len(rows)])
-        return ((self.prepare(images), targets) for images, targets in gathered)
+        steps = [rows for rows in np.array_split(self.rows, -(-len(self.rows) // self.batch_size) or 1) if len(rows)]
+        return self._batches(steps, lambda step, images, targets: (self.prepare(images), targets))
 
-    def _gathered(self, steps: list[np.ndarray]) -> Iterator[Batch]:
-        with ThreadPoolExecutor(1) as pool:  # reads the next batch while the device works on this one
-            pending = [pool.submit(self._gather, rows) for rows in steps[:1]]
-            for rows in [*steps[1:], None]:
-                if not pending:
-                    return
+    def _batches(
+        self, steps: list[np.ndarray], finish: Callable[[int, torch.Tensor, torch.Tensor], Batch], start: int = 0
+    ) -> Iterator[Batch]:
+        """This process's part of each step, finished on the device; the next is read while the caller works on it."""
+        mine = [rows[self._mine(len(rows))] for rows in steps]
+        with ThreadPoolExecutor(1) as pool:
+            pending = [pool.submit(self._gather, rows) for rows in mine[start : start + 1]]
+            for step in range(start, len(mine)):
                 images, targets = pending.pop().result()
-                if rows is not None:
+                images, targets = images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+                batch = finish(step, images, targets)
+                for rows in mine[step + 1 : step + 2]:  # not before: augmentation and reading would hinder each other
                     pending.append(pool.submit(self._gather, rows))
-                yield images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+                yield batch
 
     def _gather(self, rows: np.ndarray) -> Batch:
         if self.resident:

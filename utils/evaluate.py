@@ -120,12 +120,10 @@ def score(
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
     """Mean over patients of each score, with the ends of its 95 % interval (bootstrap over patients).
 
-    Several cases of one patient count as their mean: two visits are not two patients.
+    See `metrics.by_patient` for several cases of one patient.
     """
-    names = [name for name in rows[0] if name not in ("case", "patient")]
-    patients = list(dict.fromkeys(row["patient"] for row in rows))
-
-    def of_patients(name: str) -> list[float]:
-        return [float(np.mean([row[name] for row in rows if row["patient"] == patient])) for patient in patients]
-
-    return {name: metrics.mean_interval(of_patients(name)) for name in names}
+    patients = [row["patient"] for row in rows]
+    return {
+        name: metrics.mean_interval(metrics.by_patient(patients, [row[name] for row in rows]))
+        for name in rows[0] if name not in ("case", "patient")
+    }  # fmt: skip

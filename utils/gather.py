@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
 
 if not __package__:  # started as a script, wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,7 +25,7 @@ import numpy as np
 from utils import classification, cli
 from utils.classification_results import answers
 from utils.markdown import table
-from utils.metrics import mean_interval
+from utils.metrics import by_patient, mean_interval
 
 REGIONS = ("WT", "TC", "ET")
 TABLES = ("patients.csv", "predictions.csv")
@@ -46,11 +45,9 @@ class Result:
         return f" (fold {', '.join(map(str, sorted(self.missing)))} missing)" if self.missing else ""
 
     def column(self, name: str, cases: Iterable[str] | None = None) -> list[float]:
-        """A value a patient: the mean over their cases (all, or these), since two visits are not two patients."""
-        of: dict[str, list[float]] = {}
-        for case in self.rows if cases is None else cases:
-            of.setdefault(self.rows[case]["patient"], []).append(float(self.rows[case][name]))
-        return [fmean(values) for values in of.values()]
+        """A value a patient, of all cases or of these; see `metrics.by_patient`."""
+        rows = [self.rows[case] for case in (self.rows if cases is None else cases)]
+        return by_patient([row["patient"] for row in rows], [float(row[name]) for row in rows])
 
 
 def table_of(run: Path) -> Path | None:

@@ -12,6 +12,7 @@ challenge, Menze 2015, 10.1109/TMI.2014.2377694, and Bakas 2018, arXiv 1811.0262
 
 import warnings
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -160,6 +161,14 @@ def _dice_and_hd95(p: np.ndarray, t: np.ndarray, spacing: Sequence[float]) -> tu
         warnings.filterwarnings("ignore", category=FutureWarning, module="monai")  # it warns of its own calls
         hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=mm)
     return float(dice), hd95.item()
+
+
+def by_patient(patients: Sequence[str], values: Sequence[float]) -> list[float]:
+    """One number a patient from one a case, in order of appearance: the mean, as two visits are not two patients."""
+    of: dict[str, list[float]] = {}
+    for patient, value in zip(patients, values, strict=True):
+        of.setdefault(patient, []).append(value)
+    return [fmean(cases) for cases in of.values()]
 
 
 def mean_interval(

@@ -16,12 +16,13 @@ from PIL import Image as Pillow
 
 import models
 from datasets import phantom_slices
+from datasets.augment import ImageAugmentation
 from datasets.image_store import group_names, open_images
 from datasets.images import CLASSES
 from tests.test_images import head
 from training import classification, stages
 from training.cnn_training import main
-from training.options import CNNOptions, ViTOptions
+from training.options import CNNOptions, ImageOptions, ViTOptions
 from utils import cli
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -82,6 +83,20 @@ def test_one_epoch_leaves_all_results(options: CNNOptions, model: str, tmp_path:
         assert row["prediction"] == CLASSES[int(np.argmax(probabilities))] and row["file"].split("/")[1] == row["truth"]
     history = list(csv.DictReader((options.folder / "history.csv").open()))
     assert len(history) == 1 and {"loss", "lr", "accuracy", "recall_glioma", "ece"} <= set(history[0])
+
+
+@pytest.mark.parametrize(("kind", "strength"), [(CNNOptions, 1.0), (ViTOptions, 0.3)])
+def test_each_recipe_has_its_strength_of_augmentation(
+    options: CNNOptions, kind: type[ImageOptions], strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(classification, "fit", lambda model, data, *_, **__: given.append(data.augment))
+    for extra in ({}, {"augment": 0.5}):
+        mine = kind(data=options.data, cache=options.cache, image_size=72, val=0.0, device="cpu", **extra)
+        store = classification.open_data(mine)
+        split = classification.make_split(mine, store)
+        classification.train(mine, torch.nn.Identity(), store, split, torch.device("cpu"))
+    assert given == [ImageAugmentation().times(strength), ImageAugmentation().times(0.5)]
 
 
 def test_help_needs_no_torch() -> None:

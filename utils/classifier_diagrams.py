@@ -135,7 +135,8 @@ def vit(image_size: int = 128) -> "Figure":
     model, shapes = traced("vit", (image_size, image_size), image_size=image_size)
     net = cast(VisionTransformer, model)
     title = f"VisionTransformer: {parameters(net):,} parameters"
-    subtitle = "Below a name: channels, or width of a token."
+    without = net.options["patch_dropout"]
+    subtitle = f"Below a name: channels, or width of a token. In training an image lacks {without:.0%} of its patches."
     with canvas(WIDTH, 5.35) as figure:
         sheet = Sheet(figure, title, subtitle)
         _pipeline(sheet, net, shapes)

@@ -157,7 +157,7 @@ class ImageOptions(Options):
     """official tests on Testing, as everybody does (its patients are in Training too); patient keeps them apart."""
 
     augment: float = 1.0
-    """Strength of the augmentation; 0 leaves the mirror image alone."""
+    """Strength of the augmentation: 0 only mirrors, 1 is the recipe of the CNNs."""
     label_smoothing: float = 0.1
     """Share of the target that is spread over all classes (Szegedy 2015, arXiv 1512.00567)."""
     mirror: bool = True

@@ -164,7 +164,15 @@ def _dice_and_hd95(p: np.ndarray, t: np.ndarray, spacing: Sequence[float]) -> tu
 
 
 def by_patient(patients: Sequence[str], values: Sequence[float]) -> list[float]:
-    """One number a patient from one a case, in order of appearance: the mean, as two visits are not two patients."""
+    """One number a patient, in order of appearance: the mean over their cases, as two visits are not two patients.
+
+    Args:
+        patients: (cases,) whose case it is.
+        values: (cases,) a number each.
+
+    Raises:
+        ValueError: not as many values as patients.
+    """
     of: dict[str, list[float]] = {}
     for patient, value in zip(patients, values, strict=True):
         of.setdefault(patient, []).append(value)

@@ -21,6 +21,7 @@ from tests.test_images import tree
 from training import stages
 from utils import distributed, losses
 from utils.distributed import Place, place
+from utils.train import Recipe, Run
 
 PROJECT = Path(__file__).parents[1]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -65,6 +66,13 @@ def both_losses(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, 
     return losses.DiceBCE()(logits, labels) + losses.CrossEntropy(0.1)(logits.mean(dim=(2, 3)), classes)
 
 
+def loss_of_a_step(images: torch.Tensor, _: torch.Tensor, classes: torch.Tensor, accumulate: int) -> torch.Tensor:
+    torch.manual_seed(0)
+    step = Run(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), Recipe(epochs=1, accumulate=accumulate), steps=1)
+    step.learn(images, classes, losses.CrossEntropy())
+    return step.losses[0]
+
+
 def one_of_two(rank: int, folder: str) -> None:
     """What each process does: its part of the batch (2 and 3 images), and what it learns of the others."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
@@ -82,6 +90,7 @@ def one_of_two(rank: int, folder: str) -> None:
         found = {
             "mean": norm.running_mean, "batches": norm.num_batches_tracked,
             "loss": mean, "gradients": [weight.grad for weight in network.parameters()],
+            "in parts": loss_of_a_step(*(part[mine] for part in sample()[1:]), accumulate=2),
             "order": torch.tensor(distributed.gathered(list(range(7))[rank::2])),
             "anywhere": torch.tensor([distributed.anywhere(rank == 1), distributed.anywhere(False)]),
         }  # fmt: skip
@@ -107,6 +116,7 @@ def test_losses_and_gradients_of_two_processes_are_those_of_one(tmp_path: Path) 
         torch.testing.assert_close(found["loss"], loss.detach())
         for gradient, weight in zip(found["gradients"], network.parameters(), strict=True):
             torch.testing.assert_close(gradient, weight.grad)
+        torch.testing.assert_close(found["in parts"], loss_of_a_step(*batch, accumulate=1))
         assert found["mean"].tolist() == [0.0] * 3 and found["batches"] == 1  # those of the first process
         assert found["order"].tolist() == list(range(7)) and found["anywhere"].tolist() == [True, False]
 

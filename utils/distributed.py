@@ -114,6 +114,12 @@ class _Total(torch.autograd.Function):
         return gradient
 
 
+def share(mine: int, of_mine: int) -> float:
+    """What share one sum over all processes is of another, such as samples of a part and of the batch."""
+    part, whole = total(torch.tensor([float(mine), float(of_mine)])).tolist()  # on the CPU, as below
+    return part / whole
+
+
 def anywhere(flag: bool) -> bool:
     """Whether a flag is set in any process: all get the same answer, at the same step."""
     if size() == 1:

@@ -109,7 +109,7 @@ class Run:
         for image, target in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
             with autocast(self.device, self.recipe.precision):
                 logits = self.network(image.contiguous(memory_format=torch.channels_last))
-            loss = criterion(logits, target) * (len(image) / len(images))
+            loss = criterion(logits, target) * (distributed.share(len(image), len(images)) if parts > 1 else 1)
             loss.backward()
             self.losses[self.step] += distributed.total(loss.detach()) / distributed.size()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)

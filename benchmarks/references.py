@@ -114,6 +114,6 @@ def predecessor(
     data = Batches(store, rows, options.batch_size, device, options.seed, empty, options.tumour_free)
 
     def with_adam(run: Run) -> None:
-        run.optimizer = optimizer(run.model.parameters(), lr=2e-3, weight_decay=1e-2)  # type: ignore[call-arg]
+        run.optimizers = [optimizer(run.model.parameters(), lr=2e-3, weight_decay=1e-2)]  # type: ignore[call-arg]
 
     return fit(model, data, BCE(), ExponentialRecipe(options.epochs, lr=2e-3), options.folder, prepare=with_adam)

@@ -7,8 +7,9 @@
 
 from models.base import Model
 from models.registry import MODELS, build
-from models.weights import find, load, load_into, read_header, recorded, round_as_saved, save
+from models.weights import find, load, load_into, noted, read_header, recorded, round_as_saved, save
 
 __all__ = [
-    "MODELS", "Model", "build", "find", "load", "load_into", "read_header", "recorded", "round_as_saved", "save",
+    "MODELS", "Model", "build", "find", "load", "load_into", "noted", "read_header", "recorded", "round_as_saved",
+    "save",
 ]  # fmt: skip

@@ -84,13 +84,17 @@ def read_header(path_or_name: str | Path) -> dict[str, Any]:
 
 
 def recorded(header: Mapping[str, Any]) -> set[str]:
-    """The names in a header of what its weights have seen; older weights name the members of their split.
+    """What the weights of a header have seen: patients and files, and of the leaky shuffle's slices the cases, too."""
+    return noted(header) | {name.rsplit(":", 1)[0] for name in noted(header)}
 
-    After the leaky shuffle these are slices, "case:z": their cases count, too.
+
+def noted(header: Mapping[str, Any]) -> set[str]:
+    """The names in a header of what its weights have seen: patients, files, or slices, "case:z".
+
+    Older weights name the members of their split only.
     """
     split = header.get("split", {"train": [], "val": []})
-    names = {*header.get("seen", []), *split["train"], *split["val"]}
-    return names | {name.rsplit(":", 1)[0] for name in names}
+    return {*header.get("seen", []), *split["train"], *split["val"]}
 
 
 def find(path_or_name: str | Path) -> Path:

@@ -181,6 +181,17 @@ def test_the_leaky_split_is_labelled_wherever_its_numbers_stand(options: UNetOpt
     assert "leaky" in replace(leaky, name=None).folder.name
 
 
+def test_a_leaky_model_has_seen_its_slices_and_the_patients_of_the_weights_it_started_from(
+    options: UNetOptions,
+) -> None:
+    store = segmentation.open_data(options)
+    patients, z = store.index["patient"], store.index["slice"]
+    theirs = patients == patients[0]
+    header = {"seen": [f"{store.index['case'][0]}:{z[0]}"], "split": {"unit": "slice", "train": [], "val": []}}
+    assert np.array_equal(stages.seen_by(header, store), theirs & (z == z[0]))
+    assert np.array_equal(stages.seen_by(header | {"seen": [*header["seen"], patients[0]]}, store), theirs)
+
+
 def test_fine_tuning_starts_from_given_weights(options: UNetOptions, tmp_path: Path) -> None:
     stages.run(options, segmentation)
     weights = str(options.folder / "ImprovedUNet.safetensors")

@@ -149,11 +149,11 @@ def chosen_precision(options: Options, device: torch.device) -> str:
     return best_precision(device) if options.precision == "auto" else options.precision
 
 
-def recipe_of(options: Options, device: torch.device) -> Recipe:
-    """What the options say about the training itself."""
+def recipe_of(options: Options, device: torch.device, **more: Any) -> Recipe:
+    """What the options say about the training itself, and what only some tasks' options say."""
     return Recipe(
         options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
-        precision=chosen_precision(options, device), save_every=options.save_every,
+        precision=chosen_precision(options, device), save_every=options.save_every, **more,
     )  # fmt: skip
 
 
@@ -180,10 +180,10 @@ def bare(case: str) -> str:
 def seen_by(header: Mapping[str, Any], store: Store) -> np.ndarray:
     """(N,) bool: rows of a store that published weights, or the ones they started from, were trained or watched on,
     or others of the same patient."""
-    known = list(models.recorded(header))
-    if header.get("split", {}).get("unit") == "slice":
-        return np.isin(splits.members(store, "slice"), known)
-    return files_of(known, store) | np.isin(store.index["patient"], known)
+    slices = header.get("split", {}).get("unit") == "slice"  # of a patient it has seen some and is asked about others
+    known = list(models.noted(header) if slices else models.recorded(header))
+    seen = np.isin(splits.members(store, "slice"), known) if slices else np.zeros(len(store), bool)
+    return seen | files_of(known, store) | np.isin(store.index["patient"], known)
 
 
 def files_of(known: list[str], store: Store) -> np.ndarray:
@@ -197,7 +197,7 @@ def files_of(known: list[str], store: Store) -> np.ndarray:
 def seen(options: Options, store: Store, split: Split) -> list[str]:
     """What the weights of this run, and those it started from, were trained or watched on."""
     rows = np.concatenate([split.rows(store, part) for part in ("train", "val")])
-    before = models.recorded(models.read_header(start_of(options))) if options.init else ()
+    before = models.noted(models.read_header(start_of(options))) if options.init else ()
     return sorted({*names(store, split.unit, rows), *before})
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from utils import checkpoint, distributed
 from utils.device import autocast
 from utils.journal import Journal
+from utils.optimizers import optimizers
 from utils.signals import Interrupted, StopRequest
 
 READ_EVERY = 10  # steps between two looks at the losses on the device
@@ -52,6 +53,7 @@ class Recipe:
     clip: float = 1.0  # largest norm of the gradient
     accumulate: int = 1  # parts that a batch is cut into, to save memory
     ema: float = 0.99  # decay of the averaged weights, a step
+    optimizer: str = "adamw"  # or muon, for the matrices inside
     precision: str = "fp32"  # or bf16
     save_every: float = 10.0  # minutes
 
@@ -88,10 +90,7 @@ class Run:
     def __init__(self, model: nn.Module, recipe: Recipe, steps: int) -> None:
         self.model, self.recipe, self.steps = model, recipe, steps
         self.device = next(model.parameters()).device
-        matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-        vectors = [weight for weight in model.parameters() if weight.ndim <= 1]  # biases and norms do not decay
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+        self.optimizers = optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.precision)
         self.average = AveragedWeights(model, recipe.ema)
         self.network = distributed.shared(model)
         self.epoch = self.step = 0  # the step within the epoch
@@ -103,7 +102,7 @@ class Run:
     def learn(self, images: torch.Tensor, targets: torch.Tensor, criterion: nn.Module) -> None:
         """One step of the optimizer on one batch: images (B, C, H, W), targets as the criterion wants them."""
         progress = (self.epoch * self.steps + self.step + 1) / (self.recipe.epochs * self.steps)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self.recipe.lr * self.recipe.factor(progress)
         parts = self.recipe.accumulate
         for image, target in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
@@ -114,17 +113,18 @@ class Run:
             self.losses[self.step] += distributed.total(loss.detach()) / distributed.size()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.losses[self.step] += 0 * norm  # a gradient that is not finite counts as such a loss
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
         self.average.update(self.epoch * self.steps + self.step)
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(), "average": self.average.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step,
-            "losses": self.losses, "spent": self.spent, "waited": self.waited, "best": self.best,
-            "history": self.history, "recipe": asdict(self.recipe),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "epoch": self.epoch, "step": self.step, "losses": self.losses, "spent": self.spent, "waited": self.waited,
+            "best": self.best, "history": self.history, "recipe": asdict(self.recipe),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -142,7 +142,8 @@ class Run:
         try:
             self.model.load_state_dict(state["model"])
             self.average.model.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
             self.spent, self.waited, self.history = state["spent"], state["waited"], state["history"]
             self.losses.copy_(state["losses"])
@@ -193,8 +194,11 @@ def fit(
         while run.epoch < recipe.epochs:
             train_one_epoch(run, data, criterion, journal, stop, names)
             distributed.align(run.average.model)
-            row = {"epoch": run.epoch + 1, "loss": run.losses.mean().item(), "lr": run.optimizer.param_groups[0]["lr"],
-                   "seconds": round(run.spent, 1), "waiting": round(run.waited / max(run.spent, 1e-9), 4)}  # fmt: skip
+            row = {
+                "epoch": run.epoch + 1, "loss": run.losses.mean().item(),
+                "lr": run.optimizers[0].param_groups[0]["lr"], "seconds": round(run.spent, 1),
+                "waiting": round(run.waited / max(run.spent, 1e-9), 4),
+            }  # fmt: skip
             row |= validated(run, validate, journal, stop) if validate is not None else {}
             run.history.append(row)
             run.epoch, run.step = run.epoch + 1, 0

@@ -42,6 +42,7 @@ class Setting:
     window: tuple[int, int] = WINDOW
     patch_dropout: float = 0.0
     """Of vit: the share of patches that a step does without."""
+    optimizer: str = "adamw"
 
     @property
     def segmentation(self) -> bool:
@@ -91,7 +92,7 @@ def ours(
     """`utils.train.train_one_epoch` on a network and batches, by default our own."""
     keep_freed_memory()
     model = network(setting).to(setting.device).to(memory_format=torch.channels_last)
-    run = Run(model, Recipe(1, precision=setting.precision), MANY)
+    run = Run(model, Recipe(1, precision=setting.precision, optimizer=setting.optimizer), MANY)
     loss, silent = criterion(setting), SimpleNamespace(writes=False)
 
     def train(stint: Stint) -> None:

@@ -68,7 +68,7 @@ def open_store(setting: Setting) -> tuple[Store, np.ndarray]:
 
 
 def batches(setting: Setting) -> Iterator[Batch]:
-    """Ours, as the training scripts make them, epoch after epoch."""
+    """Ours, as the training scripts make them, at full augmentation, epoch after epoch."""
     store, rows = open_store(setting)
     augment = Augmentation() if setting.segmentation else ImageAugmentation()
     return endless(Batches(store, rows, setting.batch_size, setting.device, augment=augment, resident=True))

@@ -24,6 +24,7 @@ import models
 from training.options import CNNOptions, UNetOptions, ViTOptions
 from utils.describe import parameters
 from utils.markdown import table
+from utils.optimizers import hidden_matrices, newton_schulz
 
 PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 (SXM), data sheet: FLOP/s in bf16, bytes/s of memory
 LINKS = {"4 GPUs, NVLink": (4, 450e9), "2 nodes, 100 Gbit/s": (2, 12.5e9)}  # ranks, bytes/s in each direction
@@ -55,8 +56,8 @@ class Step:
         return 2 * (ranks - 1) / ranks * 4 * self.parameters / bandwidth
 
 
-def count(name: str, batch: int, shape: tuple[int, ...], **options: Any) -> Step:
-    """Trace a step; shape: (C, H, W)."""
+def count(name: str, batch: int, shape: tuple[int, ...], optimizer: str = "adamw", **options: Any) -> Step:
+    """Trace a step; shape: (C, H, W). AdamW's FLOPs are too few to count, Muon's are not."""
     model = models.build(name, **options).to("meta", torch.bfloat16)
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # by memory: views of one tensor count once
@@ -70,6 +71,8 @@ def count(name: str, batch: int, shape: tuple[int, ...], **options: Any) -> Step
     images = torch.empty(batch, *shape, device="meta", dtype=torch.bfloat16)
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
         model(images).sum().backward()
+        for matrix in hidden_matrices(model) if optimizer == "muon" else ():
+            newton_schulz(matrix.detach()[None])
     activations = sum(storage.nbytes() for storage in kept.values())
     return Step(name, batch, parameters(model), counter.get_total_flops(), activations)
 
@@ -81,7 +84,7 @@ def all_steps() -> list[Step]:
     steps = [count(name, unet.batch_size, (4, *unet.window), **unet.architecture)
              for name in ("classic_unet", "improved_unet", "attention_unet")]  # fmt: skip
     steps += [count(name, cnn.batch_size, (3, side, side)) for name in ("custom_cnn", "alexnet", "vgg16")]
-    return [*steps, count(vit.model, vit.batch_size, (3, side, side))]
+    return [*steps, count(vit.model, vit.batch_size, (3, side, side), vit.optimizer)]
 
 
 def main() -> None:

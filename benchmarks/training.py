@@ -10,7 +10,7 @@ the median of its turns (lowest to highest), a ratio that of the ratios turn by 
 predecessor    the plain loop of many public projects, see `predecessor.py`
 pipelines      MONAI's CacheDataset or torchvision's ImageFolder with loader workers, around our network and step
 ours           `utils.train` on our batches: from the whole 240 x 240 slice and from our crop; VisionTransformer on all
-               patches of an image and, as in its recipe, on half of them
+               patches of an image, on half of them, and, as in its recipe, moved by Muon too
 limit          ours on one batch that lies ready: the same training step, no data work
 networks       those of MONAI, nnU-Net and torchvision in our pipeline
 

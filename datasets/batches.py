@@ -25,9 +25,11 @@ class Batches:
         rows: (n,) rows of the store to train on or to evaluate.
         rare: (n,) bool, True for rows of which an epoch draws only a share (such as tumour-free slices).
         share: at most this share of an epoch's samples are rare ones.
-        augment: called as augment(images, targets, draw) on the device: makes of what is stored what the model takes.
+        augment: what `epoch` calls, as augment(images, targets, draw) on the device: makes of what is stored what the
+            model takes.
         resident: keep the whole store in the memory of a GPU, if it fits: for what is read many times.
-        prepare: does so where nothing is augmented; the default makes them float.
+        prepare: does so where nothing is augmented: when iterated over, and in an `epoch` without `augment`; the
+            default makes them float.
         part: (rank, size): of each batch, the part of process `rank` of `size`.
 
     Raises:

@@ -84,7 +84,7 @@ def read_header(path_or_name: str | Path) -> dict[str, Any]:
 
 
 def recorded(header: Mapping[str, Any]) -> set[str]:
-    """What the weights of a header have seen: patients and files, and of the leaky shuffle's slices the cases, too."""
+    """What `noted` names, and of each slice its case, too: who the weights of a header have seen anything of."""
     return noted(header) | {name.rsplit(":", 1)[0] for name in noted(header)}
 
 

@@ -131,9 +131,11 @@ def test_the_predecessor_has_pytorchs_own_convolutions() -> None:
 def test_the_cases_of_a_transformer() -> None:
     setting = pipeline.Setting("vit", Path(), Path(), CPU, 4, 8, 128)
     assert [pipeline.build(replace(setting, patch_dropout=share)).kept for share in (0.0, 0.5)] == [64, 32]
-    for name, extra in (("vit", 2), ("alexnet", 0)):
+    for name, extra in (("vit", 4), ("alexnet", 0)):
         found = training.cases(replace(setting, model=name), "bf16")
-        assert sum("half of the patches" in case.name for case in found) == extra
+        assert sum("half" in case.name for case in found) == extra
+        muon = [case.make.args[0].optimizer for case in found if "Muon" in case.name]
+        assert muon == ["muon"] * (extra // 2)
         assert {case.limit for case in found} - {None} == {case.name for case in found if case.name[:5] == "limit"}
 
 

@@ -25,6 +25,14 @@ def test_costs_are_those_of_a_step() -> None:
     assert one.flops == 2 * (3 * sum(forward) - forward[0])  # backward costs twice; none for the image
 
 
+def test_muon_multiplies_whatever_the_batch() -> None:
+    small = {"image_size": 32, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
+    without, muon = (scaling.count("vit", 4, (3, 32, 32), name, **small) for name in ("adamw", "muon"))
+    matrices = [(16, 48), (16, 16), (16, 32), (16, 32)]  # qkv, out, and the two of the MLP
+    assert muon.flops - without.flops == sum(5 * (2 * 2 * r * r * c + 2 * r**3) for r, c in matrices)
+    assert muon.activations == without.activations
+
+
 def test_an_all_reduce_sends_each_gradient_almost_twice() -> None:
     step = scaling.Step("any", 1, parameters=10**6, flops=0, activations=0)
     assert step.all_reduce(2, 4e6) == pytest.approx(1.0)

@@ -54,7 +54,7 @@ def train(options: ImageOptions, model: nn.Module, store: Store, split: Split, d
         store, rows, options.batch_size, device, options.seed, augment=ImageAugmentation().times(options.augment),
         resident=True, part=(distributed.rank(), distributed.size()),
     )  # fmt: skip
-    criterion, recipe = CrossEntropy(options.label_smoothing), recipe_of(options, device, optimizer=options.optimizer)
+    criterion, recipe = CrossEntropy(options.label_smoothing), recipe_of(options, device)
     watched = split.rows(store, "val")
     say(
         f"{options.folder.name}: {len(rows)} images to train on, {len(watched)} to watch, "

@@ -156,8 +156,6 @@ class ImageOptions(Options):
     split: Literal["official", "patient"] = "official"
     """official tests on Testing, as everybody does (its patients are in Training too); patient keeps them apart."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon moves the matrices of the linear layers so (Jordan 2024), all other weights still by AdamW."""
     augment: float = 1.0
     """Strength of the augmentation: 0 only mirrors, 1 is the recipe of the CNNs."""
     label_smoothing: float = 0.1
@@ -234,6 +232,7 @@ class ViTOptions(ImageOptions):
     epochs: int = 80
     batch_size: int = 64
     optimizer: Literal["adamw", "muon"] = "muon"
+    """muon: Muon (Jordan 2024) for the weights of all linear layers but the last, AdamW for all others."""
     lr: float = 1e-3
     weight_decay: float = 5e-2
     augment: float = 0.3

@@ -149,11 +149,12 @@ def chosen_precision(options: Options, device: torch.device) -> str:
     return best_precision(device) if options.precision == "auto" else options.precision
 
 
-def recipe_of(options: Options, device: torch.device, **more: Any) -> Recipe:
-    """What the options say about the training itself, and what only some tasks' options say."""
+def recipe_of(options: Options, device: torch.device) -> Recipe:
+    """What the options say about the training itself."""
     return Recipe(
         options.epochs, options.lr, options.weight_decay, accumulate=options.accumulate, ema=options.ema,
-        precision=chosen_precision(options, device), save_every=options.save_every, **more,
+        precision=chosen_precision(options, device), save_every=options.save_every,
+        optimizer=getattr(options, "optimizer", Recipe.optimizer),
     )  # fmt: skip
 
 

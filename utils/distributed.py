@@ -115,8 +115,8 @@ class _Total(torch.autograd.Function):
 
 
 def share(mine: int, of_mine: int) -> float:
-    """What share one sum over all processes is of another, such as samples of a part and of the batch."""
-    part, whole = total(torch.tensor([float(mine), float(of_mine)])).tolist()  # on the CPU, as below
+    """The sum of `mine` over all processes divided by that of `of_mine`: such as a part's share of the batch."""
+    part, whole = total(torch.tensor([float(mine), float(of_mine)])).tolist()  # on the CPU: nothing waits for a GPU
     return part / whole
 
 

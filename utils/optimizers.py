@@ -27,7 +27,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal: a step that turns all directions of a matrix equally far.
+    """SGD with Nesterov momentum, its step made orthogonal: as long in all directions, also those of small gradients.
 
     Jordan 2024, kellerjordan.github.io/posts/muon; scaled as in Liu 2025, arXiv 2502.16982, so that learning rate and
     weight decay are those of AdamW. `torch.optim.Muon` is the same, but computes in bfloat16 wherever it is, which
@@ -54,21 +54,25 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, weights: list[nn.Parameter], lr: float, length: float, group: dict[str, float]) -> None:
         gradients = [weight.grad for weight in weights]
-        averages = [self.state[weight].setdefault("average", torch.zeros_like(weight)) for weight in weights]
-        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's
-        directions = orthogonal(torch.stack(ahead).to(self.dtype)).float().unbind()
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+        directions = newton_schulz(torch.stack(ahead).to(self.dtype)).float().unbind()
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
         torch._foreach_add_(weights, directions, alpha=-length)
 
 
-def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """Matrices (N, rows, columns) with all their singular values brought to about 1 (0.7 to 1.2).
+def newton_schulz(matrices: torch.Tensor) -> torch.Tensor:
+    """Matrices (N, rows, columns) made almost orthogonal: five steps of a polynomial in the S of U S V'.
 
-    Five steps of a Newton-Schulz iteration: of U S V' a polynomial in S, the coefficients of which are Jordan's.
+    With Jordan's coefficients singular values above 0.2 % of a matrix's norm come between 0.68 and 1.2; smaller ones
+    grow, too.
     """
     if matrices.shape[1] > matrices.shape[2]:
-        return orthogonal(matrices.mT).mT
+        return newton_schulz(matrices.mT).mT
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         square = x @ x.mT

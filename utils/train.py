@@ -134,7 +134,9 @@ class Run:
             ValueError: it belongs to another model, recipe, or amount of data.
         """
         for name, value in asdict(self.recipe).items():
-            of_run = state["recipe"].get(name)  # None: a run of an older version
+            of_run = state["recipe"].get(name)
+            if of_run is None:
+                raise ValueError(f"the run is of an older version, without {name}: choose another --name")
             if name != "save_every" and of_run != value:
                 raise ValueError(f"the run has {name} {of_run}, not {value}: give what it has, or another --name")
         if len(state["losses"]) != self.steps:

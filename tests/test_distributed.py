@@ -1,6 +1,7 @@
 """Two processes train as one does: the same loss, the same gradients, one set of files."""
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -66,11 +67,14 @@ def both_losses(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, 
     return losses.DiceBCE()(logits, labels) + losses.CrossEntropy(0.1)(logits.mean(dim=(2, 3)), classes)
 
 
-def loss_of_a_step(images: torch.Tensor, _: torch.Tensor, classes: torch.Tensor, accumulate: int) -> torch.Tensor:
+def a_step(images: torch.Tensor, _: torch.Tensor, classes: torch.Tensor, accumulate: int) -> list[torch.Tensor]:
+    """The loss of a step in so many parts, and the gradients that it goes along."""
     torch.manual_seed(0)
-    step = Run(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), Recipe(epochs=1, accumulate=accumulate), steps=1)
-    step.learn(images, classes, losses.CrossEntropy())
-    return step.losses[0]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 3))
+    run, found = Run(model, Recipe(epochs=1, accumulate=accumulate, clip=math.inf), steps=1), list[torch.Tensor]()
+    run.optimizers[0].register_step_pre_hook(lambda *_: found.extend(w.grad for w in model.parameters()))
+    run.learn(images, classes, losses.CrossEntropy())
+    return [run.losses[0], *found]
 
 
 def one_of_two(rank: int, folder: str) -> None:
@@ -90,7 +94,7 @@ def one_of_two(rank: int, folder: str) -> None:
         found = {
             "mean": norm.running_mean, "batches": norm.num_batches_tracked,
             "loss": mean, "gradients": [weight.grad for weight in network.parameters()],
-            "in parts": loss_of_a_step(*(part[mine] for part in sample()[1:]), accumulate=2),
+            "in parts": a_step(*(part[mine] for part in sample()[1:]), accumulate=2),
             "order": torch.tensor(distributed.gathered(list(range(7))[rank::2])),
             "anywhere": torch.tensor([distributed.anywhere(rank == 1), distributed.anywhere(False)]),
         }  # fmt: skip
@@ -116,7 +120,7 @@ def test_losses_and_gradients_of_two_processes_are_those_of_one(tmp_path: Path) 
         torch.testing.assert_close(found["loss"], loss.detach())
         for gradient, weight in zip(found["gradients"], network.parameters(), strict=True):
             torch.testing.assert_close(gradient, weight.grad)
-        torch.testing.assert_close(found["in parts"], loss_of_a_step(*batch, accumulate=1))
+        torch.testing.assert_close(found["in parts"], a_step(*batch, accumulate=1))
         assert found["mean"].tolist() == [0.0] * 3 and found["batches"] == 1  # those of the first process
         assert found["order"].tolist() == list(range(7)) and found["anywhere"].tolist() == [True, False]
 

@@ -192,6 +192,19 @@ def test_a_leaky_model_has_seen_its_slices_and_the_patients_of_the_weights_it_st
     assert np.array_equal(stages.seen_by(header | {"seen": [*header["seen"], patients[0]]}, store), theirs)
 
 
+def test_a_leaky_model_tuned_from_another_can_still_be_tested_on_what_both_have_not_seen(
+    options: UNetOptions, tmp_path: Path
+) -> None:
+    first = replace(options, split="slice")
+    stages.run(first, segmentation)
+    second = replace(first, init=str(first.folder / "ImprovedUNet.safetensors"), name=str(tmp_path / "second"))
+    stages.run(second, segmentation)
+    store = segmentation.open_data(options)
+    one, two = (stages.seen_by(models.read_header(run.folder / "ImprovedUNet.safetensors"), store)
+                for run in (first, second))  # fmt: skip
+    assert np.array_equal(one, two) and 0 < one.sum() < len(store)
+
+
 def test_fine_tuning_starts_from_given_weights(options: UNetOptions, tmp_path: Path) -> None:
     stages.run(options, segmentation)
     weights = str(options.folder / "ImprovedUNet.safetensors")

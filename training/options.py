@@ -229,7 +229,7 @@ class ViTOptions(ImageOptions):
     """The VisionTransformer on the Brain Tumor MRI Dataset."""
 
     model: Literal["vit"] = "vit"
-    epochs: int = 80
+    epochs: int = 45
     batch_size: int = 64
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon: Muon (Jordan 2024) for the weights of all linear layers but the last, AdamW for all others."""

@@ -21,7 +21,7 @@ def optimizers(
     return [adamw, Muon(inside.values(), lr, weight_decay, precision)] if inside else [adamw]
 
 
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
     """The weights of all linear layers but the last."""
     return [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)][:-1]
 
@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
         precision: "bf16" or "fp32", of the products.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, precision: str) -> None:
+    def __init__(self, matrices: Iterable[torch.Tensor], lr: float, weight_decay: float, precision: str) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -48,12 +48,13 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             alike = defaultdict(list)
             for weight in group["params"]:
-                alike[weight.shape].append(weight)
+                if weight.grad is not None:
+                    alike[weight.shape].append(weight)
             for shape, weights in alike.items():
                 self._move(weights, group["lr"], group["lr"] * 0.2 * max(shape) ** 0.5, group)
 
-    def _move(self, weights: list[nn.Parameter], lr: float, length: float, group: dict[str, float]) -> None:
-        gradients = [weight.grad for weight in weights]
+    def _move(self, weights: list[torch.Tensor], lr: float, length: float, group: dict[str, float]) -> None:
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)

@@ -22,7 +22,7 @@ def optimizers(
 
 
 def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
-    """The weights of all linear layers but the last."""
+    """The weights (out, in) of all linear layers but the last."""
     return [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)][:-1]
 
 

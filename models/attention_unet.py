@@ -5,6 +5,7 @@ Oktay 2018, arXiv 1804.03999.
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from models.improved_unet import ImprovedUNet
 from models.layers import RELU, initialised, upsample
@@ -38,8 +39,8 @@ class AttentionGate(nn.Module):
 
     def forward(self, lower: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """Decoder feature (B, C, H, W), skip (B, C, 2H, 2W) -> (B, C, 2H, 2W)."""
-        # every second pixel, then 1x1: training a 1x1 of stride 2 with fewer than 16 channels breaks the memory of the
-        # process on CPUs with AVX-512 (channels_last, torch 2.14.1)
-        agreement = self.relu(self.query(lower) + self.key(skip[..., ::2, ::2]))  # (B, C, H, W)
+        # every second pixel (a pool of 1x1 keeps its gradient channels_last, a slice does not), then 1x1: training a
+        # 1x1 of stride 2 with fewer than 16 channels breaks the memory of the process (AVX-512, torch 2.14.1)
+        agreement = self.relu(self.query(lower) + self.key(F.avg_pool2d(skip, 1, stride=2)))  # (B, C, H, W)
         attention = self.sigmoid(self.score(agreement))  # (B, 1, H, W)
         return upsample(lower) + upsample(attention) * skip

@@ -43,6 +43,8 @@ class Setting:
     patch_dropout: float = 0.0
     """Of vit: the share of patches that a step does without."""
     optimizer: str = "adamw"
+    compiled: str = ""
+    """The mode of torch.compile; without one the network runs as it is."""
 
     @property
     def segmentation(self) -> bool:
@@ -93,6 +95,8 @@ def ours(
     keep_freed_memory()
     model = network(setting).to(setting.device).to(memory_format=torch.channels_last)
     run = Run(model, Recipe(1, precision=setting.precision, optimizer=setting.optimizer), MANY)
+    if setting.compiled:
+        run.network = torch.compile(run.network, mode=setting.compiled)
     loss, silent = criterion(setting), SimpleNamespace(writes=False)
 
     def train(stint: Stint) -> None:

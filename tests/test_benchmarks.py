@@ -139,6 +139,20 @@ def test_the_cases_of_a_transformer() -> None:
         assert {case.limit for case in found} - {None} == {case.name for case in found if case.name[:5] == "limit"}
 
 
+def test_a_gpu_has_compiled_cases_that_run_compiled(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = pipeline.Setting("custom_cnn", images, images.parent, CPU, 4, 8, 100)
+    found = training.cases(replace(setting, device=torch.device("cuda")), "bf16")
+    modes = {case.name: case.make.args[0].compiled for case in found if case.make.args[0].compiled}
+    assert modes == {"ours, compiled, bf16": "default", "ours, CUDA graphs, bf16": "reduce-overhead"}
+    assert not any(case.make.args[0].compiled for case in training.cases(setting, "bf16"))
+
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda network, mode: lambda x: calls.append(mode) or network(x))
+    loop = pipeline.ours(replace(setting, compiled="default"))
+    loop.train(timing.Stint(loop.batches, 0.0, 3))
+    assert calls == ["default"] * 3
+
+
 def counting(sleep: float) -> timing.Loop:
     """A loop that only waits."""
     import time

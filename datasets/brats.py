@@ -42,7 +42,7 @@ LABELS = {  # convention -> value in the file -> label code
 }
 MSD_ORDER = ("flair", "t1", "t1c", "t2")  # along the fourth axis of the image
 HDF5_PLANE = (240, 240)
-HDF5_AFFINE = ((-1, 0, 0, 0), (0, -1, 0, 239), (0, 0, 1, 0), (0, 0, 0, 1))  # that of every BraTS case
+AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=float)  # that of every BraTS case
 GZIP = b"\x1f\x8b"
 UNREADABLE = (OSError, EOFError, KeyError, MemoryError, TypeError, ValueError, OverflowError, RuntimeError, zlib.error,
               ImageFileError, HeaderDataError, WrapStructError)  # from nibabel, gzip and h5py on damaged files
@@ -227,7 +227,7 @@ def _read_hdf5(source: Source, modalities: Sequence[str], need_labels: bool) -> 
             codes[..., z] = _mask_to_codes(path, mask)
     for modality, image in zip(MODALITIES, images, strict=True):
         _check_intensities(f"{source.pattern}: {modality}", image)
-    affine = np.array(HDF5_AFFINE, dtype=np.float64)
+    affine = AFFINE.copy()
     affine[2, 3] = int(next(iter(source.files)))  # mm: the first slice may not be slice 0
     return Case(source.case, source.patient, images, codes, affine)
 

@@ -23,6 +23,7 @@ import numpy as np
 if not __package__:  # started as a script, wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from datasets.brats import AFFINE
 from datasets.mri_signal import SEQUENCES, TISSUES, Tissue, signal
 from datasets.parallel import cores
 from datasets.phantom_anatomy import BOX, ED, ET, NCR, SHAPE, Maps, draw_lesion, make_anatomy, smooth_noise
@@ -31,7 +32,6 @@ from datasets.phantom_folder import building
 FIRST = 1000  # added to a patient's number in HDF5, where 1 to 369 are real patients of BraTS 2020
 VERSION = 3  # raise it when the arrays change: data sets of another version are written anew
 FOLDER = Path(__file__).with_name("phantom")
-AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=float)
 Layout = Literal["hdf5", "nifti"]
 
 
@@ -101,13 +101,11 @@ def write_patient(folder: Path, seed: int, layout: Layout, number: int) -> None:
         write_nifti(folder, f"Phantom_{number:03d}", *make_patient(seed, number))
 
 
-def write_phantom(
-    folder: Path, patients: int = 20, seed: int = 0, layout: Layout = "hdf5", workers: int | None = None
-) -> Path:
+def write_phantom(folder: Path, patients: int = 20, seed: int = 0, layout: Layout = "hdf5") -> Path:
     """Write the data set into a folder, unless it is there already, and return the folder.
 
     It appears whole or not at all: it is written beside the folder and renamed at the end. A phantom of other
-    arguments or of another VERSION is replaced. `workers` processes share the work, by default one a core.
+    arguments or of another VERSION is replaced. A process a core shares the work.
 
     Raises:
         ValueError: the arguments make no data set, or the folder holds something else.
@@ -120,7 +118,7 @@ def write_phantom(
     parameters = {"version": VERSION, "patients": patients, "seed": seed, "layout": layout}
     with building(folder, parameters) as part:
         if part is not None:
-            with ProcessPoolExecutor(min(patients, workers or cores()), get_context("spawn")) as pool:
+            with ProcessPoolExecutor(min(patients, cores()), get_context("spawn")) as pool:
                 done = pool.map(partial(write_patient, part, seed, layout), range(1, patients + 1))
                 list(tqdm(done, desc=f"phantom, {layout}", unit="patient", total=patients))
     return folder

@@ -184,12 +184,12 @@ def write_patient(folder: Path, seed: int, number: int) -> list[tuple[str, str, 
     return rows
 
 
-def write_image_phantom(folder: Path, patients: int = 120, seed: int = 0, workers: int | None = None) -> Path:
+def write_image_phantom(folder: Path, patients: int = 120, seed: int = 0) -> Path:
     """Write the data set into a folder, unless it is there already, and return the folder.
 
     Training/ and Testing/ with a folder a class, 5 images of 256 x 256 pixels a patient, and patients.csv with the
     columns file, patient, label. No patient is on both sides. It appears whole or not at all; a phantom of other
-    arguments or of another VERSION is replaced. `workers` processes share the work, by default one a core.
+    arguments or of another VERSION is replaced. A process a core shares the work.
 
     Raises:
         ValueError: the arguments make no data set, or the folder holds something else.
@@ -202,7 +202,7 @@ def write_image_phantom(folder: Path, patients: int = 120, seed: int = 0, worker
     parameters = {"version": VERSION, "phantom": "slices", "patients": patients, "seed": seed}
     with building(folder, parameters) as part:
         if part is not None:
-            with ProcessPoolExecutor(workers or cores(), get_context("spawn")) as pool:
+            with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
                 done = pool.map(partial(write_patient, part, seed), range(patients), chunksize=2)
                 rows = [row for some in tqdm(done, "phantom, images", patients, unit="patient") for row in some]
             with (part / "patients.csv").open("w", newline="") as file:

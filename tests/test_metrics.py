@@ -262,8 +262,6 @@ def test_interval_is_the_normal_one_for_a_large_sample() -> None:
     reach = 1.96 * values.std() / math.sqrt(values.size)
     assert mean == pytest.approx(values.mean())
     assert (mean - low, high - mean) == pytest.approx((reach, reach), rel=0.05)
-    _, low99, high99 = mean_interval(values, confidence=0.99)
-    assert low99 < low < high < high99
 
 
 def test_interval_covers_the_truth_about_95_times_of_100() -> None:
@@ -275,7 +273,6 @@ def test_interval_covers_the_truth_about_95_times_of_100() -> None:
 def test_interval_is_the_same_every_time() -> None:
     values = np.random.default_rng(3).beta(8, 2, 20)
     assert mean_interval(values) == mean_interval(values)
-    assert mean_interval(values) != mean_interval(values, seed=1)
     mean, low, high = mean_interval([-0.1, -0.2, -0.15])  # paired differences
     assert low < mean < high < 0
 

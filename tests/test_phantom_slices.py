@@ -179,7 +179,7 @@ def test_same_seed_same_images() -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantom.write_image_phantom(tmp_path_factory.mktemp("images") / "set", patients=8, workers=2)
+    return phantom.write_image_phantom(tmp_path_factory.mktemp("images") / "set", patients=8)
 
 
 def table(folder: Path) -> list[dict[str, str]]:

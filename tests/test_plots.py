@@ -137,9 +137,8 @@ def test_patients_show_every_value_and_the_mean() -> None:
             assert [pytest.approx(np.mean(values))] in drawn
 
 
-def test_patients_may_be_one_or_equal_and_in_millimetres() -> None:
-    figure = plots.patients({"A": {"WT": [4.0], "ET": [0.3] * 7}}, "HD95 (mm)")
-    assert figure.axes[0].get_ylabel() == "HD95 (mm)"
+def test_patients_may_be_one_or_equal() -> None:
+    plots.patients({"A": {"WT": [0.4], "ET": [0.3] * 7}})
     for nothing in ({}, {"A": {}}):
         with pytest.raises(ValueError, match="no patients"):
             plots.patients(nothing)

@@ -165,7 +165,7 @@ def test_hdf5_slices(tmp_path: Path) -> None:
     assert predict_scans.run([tmp_path / "in"], segmenter(), tmp_path, modalities=order) == (1, [])
     made = nib.load(tmp_path / "volume_7_pred.nii.gz")
     np.testing.assert_array_equal(np.asarray(made.dataobj), codes)
-    np.testing.assert_array_equal(made.affine, phantom.AFFINE)
+    np.testing.assert_array_equal(made.affine, brats.AFFINE)
 
 
 def test_one_slice_is_a_case_too(tmp_path: Path) -> None:

@@ -133,14 +133,12 @@ class Sheet:
             self.axes.plot((x0, x1), (y0, y1), color=INK, linewidth=1.2, zorder=3)
         return Box(x, y, 2 * RADIUS, 2 * RADIUS)
 
-    def chain(
-        self, x: float, y: float, layers: Sequence[tuple[str, str]], gap: float = 0.24, height: float = 0.44
-    ) -> list[Box]:
+    def chain(self, x: float, y: float, layers: Sequence[tuple[str, str]], gap: float = 0.24) -> list[Box]:
         """A row of layers (kind, text) joined by arrows; the first begins at x."""
         boxes: list[Box] = []
         for kind, text in layers:
             width = text_width(text) + 0.2
-            boxes.append(self.box(x + width / 2, y, width, height, kind, text))
+            boxes.append(self.box(x + width / 2, y, width, 0.44, kind, text))
             x += width + gap
         self.join(boxes)
         return boxes
@@ -173,11 +171,11 @@ class Sheet:
         return lambda x, y: self.circle(x, y, sign, kind)
 
 
-def text_width(text: str, size: float = FONT) -> float:
+def text_width(text: str) -> float:
     """Inches that the longest line takes."""
     from matplotlib.textpath import TextPath
 
-    return max(TextPath((0, 0), line, size=size).get_extents().x1 if line else 0 for line in text.split("\n")) / 72
+    return max(TextPath((0, 0), line, size=FONT).get_extents().x1 if line else 0 for line in text.split("\n")) / 72
 
 
 def _tint(colour: str) -> tuple[float, ...]:

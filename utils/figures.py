@@ -20,7 +20,7 @@ import numpy as np
 
 import models
 from datasets import phantom
-from datasets.brats import LABELS, REGIONS, Case
+from datasets.brats import AFFINE, LABELS, REGIONS, Case
 from datasets.download import CLASSIFICATION
 from datasets.images import CLASSES
 from datasets.slices import prepare
@@ -50,7 +50,7 @@ def simulated() -> Block:
     for value, code in LABELS["2021"].items():
         codes[values == value] = code
     name = f"simulated patient {PATIENT}"
-    return prepare(Case(name, name, images, codes, phantom.AFFINE))
+    return prepare(Case(name, name, images, codes, AFFINE))
 
 
 def modalities() -> "Figure":

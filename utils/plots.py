@@ -233,12 +233,11 @@ def masks(axes: "Axes", labels: np.ndarray) -> None:
     axes.imshow(np.array(palette)[labels].transpose(1, 0, 2), interpolation="nearest")
 
 
-def patients(table: Mapping[str, Mapping[str, Sequence[float]]], measure: str = "Dice (0 to 1)") -> "Figure":
-    """A point a patient, beside it the mean with its 95 % interval, for each region and model.
+def patients(table: Mapping[str, Mapping[str, Sequence[float]]]) -> "Figure":
+    """The Dice of each patient as a point, beside them the mean with its 95 % interval, for each region and model.
 
     Args:
         table: model -> region -> one value a patient; the regions are those of the first model.
-        measure: the name of the values, with the unit, such as "HD95 (mm)".
 
     Raises:
         ValueError: nothing to draw, or a value that is not finite.
@@ -255,9 +254,9 @@ def patients(table: Mapping[str, Mapping[str, Sequence[float]]], measure: str = 
                 _strip(axes, centre, step, scores[region], style)
             axes.plot([], [], label=model, **style)
         axes.set_xticks(range(len(regions)), regions)
-        axes.set(ylabel=measure, xlabel="region", xlim=(-0.5, len(regions) - 0.5))
+        axes.set(ylabel="Dice (0 to 1)", xlabel="region", xlim=(-0.5, len(regions) - 0.5))
         axes.grid(visible=False, axis="x")
-        axes.set_ylim(0, 1 if measure.startswith("Dice") else None)
+        axes.set_ylim(0, 1)
         note = "small: one patient; large: mean with 95 % interval"
         figure.legend(loc="outside upper center", ncols=3, title=note)
     return figure

@@ -50,9 +50,9 @@ def headline(
     return {"slices": slices, "patients": patients}
 
 
-def best_median_worst(rows: Sequence[Mapping[str, Any]], score: str = "dice_WT") -> dict[str, Mapping[str, Any]]:
-    """The rows to look at: fewer than three where there are fewer."""
-    ranked = sorted(rows, key=lambda row: row[score])
+def best_median_worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The rows to look at, by the Dice of the whole tumour: fewer than three where there are fewer."""
+    ranked = sorted(rows, key=lambda row: row["dice_WT"])
     chosen = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
     names = ("best", "median", "worst") if len(ranked) > 2 else ("best", "worst")[: len(ranked)]
     return {name: chosen[name] for name in names}

@@ -29,17 +29,20 @@ Method = Literal["threshold", "basic_unet", "segresnet", "predecessor", "predece
 class Options(UNetOptions):
     """The recipe of `training/unet_training.py`, for other methods."""
 
+    methods: tuple[Method, ...] = get_args(Method)
+
     @property
     def folder(self) -> Path:
         """runs/reference_METHOD, each method its own."""
         return super().folder if self.name else ROOT / "runs" / "references"
 
-    methods: tuple[Method, ...] = get_args(Method)
-
 
 def main(options: Options) -> None:
     from benchmarks import references
 
+    for name in ("name", "model", "init", "evaluate"):
+        if getattr(options, name) != getattr(Options, name):
+            raise ValueError(f"--{name} is not for these methods, which are trained from scratch: leave it out")
     for method in options.methods:
         references.run(method, replace(options, name=f"reference_{method}{options.part}"))
 

@@ -12,7 +12,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import inference, larger_than_memory, pipeline, predecessor, time_to_score, timing, training
+from benchmarks import (
+    inference,
+    larger_than_memory,
+    pipeline,
+    predecessor,
+    segmentation_references,
+    time_to_score,
+    timing,
+    training,
+)
 from datasets.brats import find_cases, read_case
 from datasets.images import CLASSES, PARTS
 from models.quick_conv import QuickConv2d
@@ -151,6 +160,12 @@ def test_a_gpu_has_compiled_cases_that_run_compiled(images: Path, monkeypatch: p
     loop = pipeline.ours(replace(setting, compiled="default"))
     loop.train(timing.Stint(loop.batches, 0.0, 3))
     assert calls == ["default"] * 3
+
+
+@pytest.mark.parametrize("wrong", [{"name": "mine"}, {"model": "classic_unet"}, {"init": "AttentionUNet"}])
+def test_references_refuse_options_of_our_own_trainings(wrong: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=f"--{next(iter(wrong))} is not for these methods"):
+        segmentation_references.main(segmentation_references.Options(**wrong))
 
 
 def counting(sleep: float) -> timing.Loop:

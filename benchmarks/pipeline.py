@@ -61,12 +61,14 @@ def build(setting: Setting) -> nn.Module:
 
 
 def open_store(setting: Setting) -> tuple[Store, np.ndarray]:
-    """The store, and the rows that all cases train on."""
+    """The store, and the rows that all cases train on: whole batches, for a compiled network is one of their size."""
     if setting.segmentation:
         store = open_slices(setting.data, setting.cache, setting.window)
-        return store, np.arange(len(store))
-    store = open_images(setting.data, setting.cache, setting.image_size)
-    return store, np.flatnonzero(store.index["part"] == 0)
+        rows = np.arange(len(store))
+    else:
+        store = open_images(setting.data, setting.cache, setting.image_size)
+        rows = np.flatnonzero(store.index["part"] == 0)
+    return store, rows[: len(rows) // setting.batch_size * setting.batch_size or None]
 
 
 def batches(setting: Setting) -> Iterator[Batch]:

@@ -40,9 +40,10 @@ class Options(UNetOptions):
 def main(options: Options) -> None:
     from benchmarks import references
 
-    for name in ("name", "model", "init", "evaluate"):
+    for name in ("name", "model", "init", "resume", "evaluate"):
         if getattr(options, name) != getattr(Options, name):
-            raise ValueError(f"--{name} is not for these methods, which are trained from scratch: leave it out")
+            raise ValueError(f"--{name} is not an option of these methods: leave it out (each has its own folder, "
+                             "runs/reference_METHOD; remove that to start anew)")  # fmt: skip
     for method in options.methods:
         references.run(method, replace(options, name=f"reference_{method}{options.part}"))
 

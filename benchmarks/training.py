@@ -11,7 +11,7 @@ predecessor    the plain loop of many public projects, see `predecessor.py`
 pipelines      MONAI's CacheDataset or torchvision's ImageFolder with loader workers, around our network and step
 ours           `utils.train` on our batches: from the whole 240 x 240 slice and from our crop; VisionTransformer on all
                patches of an image, on half of them, and, as in its recipe, moved by Muon too
-compiled       on a GPU: ours with kernels that torch.compile fused, and with the launches of a step as one CUDA graph
+compiled       on a GPU: ours with kernels that torch.compile fused, and with the network's launches as CUDA graphs
 limit          ours on one batch that lies ready: the same training step, no data work
 networks       those of MONAI, nnU-Net and torchvision in our pipeline
 
@@ -76,7 +76,7 @@ def cases(setting: "Setting", best: str) -> list["Case"]:
                 mine = replace(setting, window=window, precision=precision)
                 name = f"ours, {window[0]} x {window[1]}, {precision}"
                 found.append(Case(name, partial(pipeline.ours, mine), limit if mine == quick else None))
-        return [*found, *compiled(quick, limit), Case(limit, partial(pipeline.limit, quick))]
+        return [*found, *variants(quick), Case(limit, partial(pipeline.limit, quick))]
     limit = f"limit, {best}"
     found.append(Case("predecessor, fp32", partial(predecessor.classification, setting)))
     found.append(Case(f"torchvision's pipeline, {best}", partial(peers.torchvision_pipeline, quick), limit))
@@ -86,25 +86,27 @@ def cases(setting: "Setting", best: str) -> list["Case"]:
     for precision in dict.fromkeys(("fp32", best)):
         mine = replace(setting, precision=precision)
         found.append(Case(f"ours, {precision}", partial(pipeline.ours, mine), limit if mine == quick else None))
-    if setting.model == "vit":
-        half = replace(quick, patch_dropout=0.5)
-        for name, recipe in (("half of the patches", half), ("half, Muon", replace(half, optimizer="muon"))):
-            of_recipe = f"limit, {name}, {best}"
-            found.append(Case(f"ours, {name}, {best}", partial(pipeline.ours, recipe), of_recipe))
-            found.append(Case(of_recipe, partial(pipeline.limit, recipe)))
-    return [*found, *compiled(quick, limit), Case(limit, partial(pipeline.limit, quick))]
+    return [*found, *variants(quick), Case(limit, partial(pipeline.limit, quick))]
 
 
-def compiled(setting: "Setting", limit: str) -> list["Case"]:
-    """On a GPU: ours with fused kernels, and with the launches of a step as one graph."""
+def variants(setting: "Setting") -> list["Case"]:
+    """Other ways to train the same network, each with the limit of its own."""
     from benchmarks import pipeline
     from benchmarks.timing import Case
 
-    modes = {"compiled": "default", "CUDA graphs": "reduce-overhead"} if setting.device.type == "cuda" else {}
-    return [
-        Case(f"ours, {name}, {setting.precision}", partial(pipeline.ours, replace(setting, compiled=mode)), limit)
-        for name, mode in modes.items()
-    ]
+    ways = {}
+    if setting.model == "vit":
+        half = replace(setting, patch_dropout=0.5)
+        ways |= {"half of the patches": half, "half, Muon": replace(half, optimizer="muon")}
+    if setting.device.type == "cuda":
+        graphs = replace(setting, compiled="reduce-overhead")
+        ways |= {"compiled": replace(setting, compiled="default"), "CUDA graphs": graphs}
+    found = []
+    for name, way in ways.items():
+        limit = f"limit, {name}, {way.precision}"
+        found.append(Case(f"ours, {name}, {way.precision}", partial(pipeline.ours, way), limit))
+        found.append(Case(limit, partial(pipeline.limit, way)))
+    return found
 
 
 def networks(setting: "Setting", mine: list[str]) -> list["Case"]:

@@ -18,6 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, get_args
 
+import h5py
+import nibabel as nib
 import numpy as np
 
 if not __package__:  # started as a script, wherever
@@ -69,8 +71,6 @@ def make_patient(seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
 def write_hdf5(folder: Path, number: int, images: np.ndarray, labels: np.ndarray) -> None:
     """Write volume_{number}_slice_{m}.h5 as on Kaggle: image float32 (240, 240, 4) and mask uint8 (240, 240, 3) of
     NCR, ED and ET."""
-    import h5py
-
     folder.mkdir(parents=True, exist_ok=True)
     masks = np.stack([labels == value for value in (NCR, ED, ET)]).astype(np.uint8)
     for m in range(labels.shape[2]):
@@ -84,8 +84,6 @@ def write_hdf5(folder: Path, number: int, images: np.ndarray, labels: np.ndarray
 
 def write_nifti(folder: Path, case: str, images: np.ndarray, labels: np.ndarray) -> None:
     """Write {case}/{case}_{t1,t1ce,t2,flair,seg}.nii.gz as in BraTS: int16 and for seg uint8, (240, 240, 155)."""
-    import nibabel as nib
-
     (folder / case).mkdir(parents=True, exist_ok=True)
     volumes = dict(zip(SEQUENCES, images.astype(np.int16), strict=True)) | {"seg": labels.astype(np.uint8)}
     for name, volume in volumes.items():

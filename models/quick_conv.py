@@ -73,12 +73,12 @@ def _weight_gradient(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor) 
     if weight.shape[-1] == 1:
         return conv2d_weight(x, weight.shape, grad)
     shape, dtype = (x.shape[1], 1, 7, 3), torch.promote_types(x.dtype, torch.float32)
-    x, grads = F.pad(x.to(dtype), (2, 4)), _moved(grad.to(dtype), (0, 3, 6))
+    x, grads = F.pad(x, (2, 4)).to(dtype), _moved(grad, (0, 3, 6), dtype)
     blocks = [conv2d_weight(x, shape, grad, padding=(3, 1), groups=x.shape[1]) for grad in grads]
     return torch.cat(blocks, dim=3)[..., :7].to(weight.dtype)
 
 
-def _moved(x: torch.Tensor, columns: tuple[int, ...]) -> list[torch.Tensor]:
+def _moved(x: torch.Tensor, columns: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:
     """(B, C, H, W) -> (B, C, H, W + 6) moved to the right by each number of columns, with zeros around.
 
     All are views of one memory, in the order of channels_last: the zeros behind a row stand before the next one, too.
@@ -86,6 +86,6 @@ def _moved(x: torch.Tensor, columns: tuple[int, ...]) -> list[torch.Tensor]:
     batch, channels, height, width = x.shape
     shape = batch, channels, height, width + 6
     strides = height * (width + 6) * channels, 1, (width + 6) * channels, channels
-    memory = x.new_zeros(6 * channels + batch * strides[0])
+    memory = x.new_zeros(6 * channels + batch * strides[0], dtype=dtype)
     memory.as_strided(shape, strides, 6 * channels)[..., :width] = x
     return [memory.as_strided(shape, strides, (6 - column) * channels) for column in columns]

@@ -83,7 +83,8 @@ class Augmentation:
 
         gain, offset, bend = 1 + uniform(self.contrast), uniform(self.brightness), 1 + uniform(self.gamma)
         sign = images.sign()  # 0 in the background, which stays 0
-        return images.abs().pow_(bend).mul_(gain).addcmul_(sign, offset).mul_(sign)
+        powers = images.abs().clamp_min_(1e-6).log_().mul_(bend).exp_()  # `pow` takes three times as long on a CPU
+        return powers.mul_(gain).addcmul_(sign, offset).mul_(sign)
 
 
 def affine_grid(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:

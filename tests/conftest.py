@@ -1,6 +1,7 @@
 """What the tests share: small cases on disk, and the real data where they are."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def make_case(seed: int, shape: tuple[int, int, int] = (40, 48, 12)) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from monai.losses import DiceLoss
 from torch import nn
 
 import models
+from tests.conftest import free_port
 from tests.test_images import tree
 from training import stages
 from utils import distributed, losses
@@ -99,14 +100,6 @@ def one_of_two(rank: int, folder: str) -> None:
             "anywhere": torch.tensor([distributed.anywhere(rank == 1), distributed.anywhere(False)]),
         }  # fmt: skip
         torch.save(found, Path(folder, f"{rank}.pt"))
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_losses_and_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.conftest import free_port
 from tests.test_images import tree
 
 PROJECT = Path(__file__).parents[1]
@@ -27,12 +28,6 @@ pytestmark = [
     pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason="Slurm is not installed (slurmctld slurmd munge)"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a cluster of one's own needs root"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 CONF = """

@@ -62,7 +62,7 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
             if not files and classes is not None:
                 raise ValueError(f"{top / part / label} holds no image: fetch the data set again, or fill the folder")
     if not images:
-        raise FileNotFoundError(f"no image in {folder}: it must hold Training/ and Testing/ with a folder a class")
+        raise FileNotFoundError(f"no image in {folder}: give it a folder a class, in Training/ and Testing/ or not")
     for part in parts or [""]:
         there = {image.label for image in images if image.part == part}
         if classes is not None and (missing := set(classes) - there):

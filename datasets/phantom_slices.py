@@ -44,7 +44,7 @@ from datasets.phantom_folder import building
 from datasets.phantom_head import HEAD, Head, Noise, add_base, add_outside, dura, skin
 from datasets.phantom_tumours import draw_adenoma, draw_glioma, draw_meningioma, grow_adenoma, grow_meningioma
 
-VERSION = 1  # raise it when the images change: data sets of another version are written anew
+VERSION = 2  # raise it when the images change: data sets of another version are written anew
 FOLDER = Path(__file__).with_name("phantom_slices")
 SIDE = 256  # pixels
 SLICES = 5  # a patient
@@ -170,10 +170,13 @@ def make_slices(seed: int, number: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def write_patient(folder: Path, seed: int, number: int) -> list[tuple[str, str, str]]:
-    """Write the slices of a patient; the rows of patients.csv. Every fifth patient of a class is for testing."""
+    """Write the slices of a patient; the rows of patients.csv. Every fifth patient of a class is for testing.
+
+    The seed is in their names: no two data sets have the same patient.
+    """
     from PIL import Image
 
-    label, patient = CLASSES[number % len(CLASSES)], f"P{number:03d}"
+    label, patient = CLASSES[number % len(CLASSES)], f"Phantom_{seed}_{number:03d}"
     place = Path("Testing" if number // len(CLASSES) % 5 == 1 else "Training") / label
     (folder / place).mkdir(parents=True, exist_ok=True)
     rows = []

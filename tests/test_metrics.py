@@ -16,7 +16,6 @@ from utils.metrics import WORST_HD95, count, mean_interval, ratios, region_score
 
 CLASSES = ("NCR", "ED", "ET")
 REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
-MASKS = Path(__file__).parents[2] / "shared" / "data" / "meta" / "brats2020_masks_128.h5"
 NAN = math.nan
 
 
@@ -226,8 +225,7 @@ def test_region_scores_refuse(predicted: np.ndarray, true: np.ndarray, spacing: 
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not MASKS.exists(), reason=f"needs the real masks in {MASKS}")
-def test_real_predictions_agree_with_distance_maps() -> None:
+def test_real_predictions_agree_with_distance_maps(real_data: Path) -> None:
     spacing = (1.875, 1.875, 1.211)
 
     def towards(p: np.ndarray, t: np.ndarray) -> float:
@@ -240,7 +238,7 @@ def test_real_predictions_agree_with_distance_maps() -> None:
             return (0, WORST_HD95) if p.any() or t.any() else (1, 0)
         return 2 * (p & t).sum() / (p.sum() + t.sum()), max(towards(p, t), towards(t, p))
 
-    with h5py.File(MASKS) as file:
+    with h5py.File(real_data / "meta" / "brats2020_masks_128.h5") as file:
         names = list(file["prediction"])[::8]  # 10 of 73
         pairs = [(file["prediction"][name][:], file["truth"][name][:]) for name in names]
     for name, (predicted, true) in zip(names, pairs, strict=True):

@@ -201,7 +201,7 @@ def test_the_folder_is_one_of_the_real_layout(written: Path) -> None:
 
 def test_files_are_the_same_from_another_process(written: Path, tmp_path: Path) -> None:
     rows = phantom.write_patient(tmp_path, 0, 5)
-    assert [row for row in table(written) if row["patient"] == "P005"] == [
+    assert [row for row in table(written) if row["patient"] == "Phantom_0_005"] == [
         dict(zip(("file", "patient", "label"), row, strict=True)) for row in rows
     ]
     for file, _, _ in rows:

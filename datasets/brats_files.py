@@ -137,7 +137,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, Part]]:
         subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
         here = Path(parent)
         for name in names:
-            if not name.startswith(".") and (part := _recognise(here.name, name)):
+            if not name.startswith(".") and (part := _recognise(here.absolute().name, name)):
                 yield here / name, part
 
 

@@ -38,7 +38,9 @@ class Split:
             if common := set(getattr(self, one)) & set(getattr(self, other)):
                 raise ValueError(f"the split has {sorted(common)[0]} in both {one} and {other}: make it anew")
         if not self.train or not self.test:
-            raise ValueError("the split has no patient in train or in test: more patients are needed")
+            raise ValueError(
+                "the split has no patient in train or in test: take smaller shares for val and test, or more patients"
+            )
 
     def rows(self, store: Store, part: str) -> np.ndarray:
         """The rows of the store that belong to a part, in the store's order."""

@@ -332,6 +332,11 @@ def test_singular_affine(nifti: Path) -> None:
     assert f"{path}: the affine of the header is singular" in refusal(nifti)
 
 
+def test_a_folder_is_known_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_msd(tmp_path / "msd") / "imagesTr")
+    assert [source.case for source in find_cases(Path())] == [source.case for source in find_cases(tmp_path / "msd")]
+
+
 def test_number_of_dimensions_and_channels(nifti: Path, tmp_path: Path) -> None:
     path = save(nifti / "BraTS20_Training_001_t1ce.nii.gz", np.moveaxis(IMAGES, 0, -1))
     assert f"{path}: 3-D expected" in refusal(nifti)

@@ -173,3 +173,5 @@ def test_mistakes_are_the_wrong_images_the_most_confident_first() -> None:
         "5: notumor\ncalled pituitary (80%)", "3: glioma\ncalled meningioma (60%)"
     )  # fmt: skip
     assert (first["image"] == 5).all() and (second["image"] == 3).all()
+    figure = classification_plots.mistakes([first | {"title": "a_$5_$6.png"}])  # no formula
+    figure.canvas.draw()

@@ -292,6 +292,7 @@ def test_there_are_no_data_where_nobody_named_a_folder_and_the_default_one_is_em
 
     assert stages.no_data(Here())
     (tmp_path / "data").mkdir()
+    (tmp_path / "data" / ".DS_Store").touch()
     assert stages.no_data(Here()) and not stages.no_data(Here(data=tmp_path))
     (tmp_path / "data" / "Training").mkdir()
     assert not stages.no_data(Here())

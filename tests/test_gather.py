@@ -53,14 +53,29 @@ def test_folds_of_different_splits_are_refused(tmp_path: Path) -> None:
         gather.read([first, patients(tmp_path / "a_fold1of2.csv", {"p": 0.9})])
     with pytest.raises(ValueError, match="no new fold"):
         gather.read([first, first])
-    seen = tmp_path / "scores.csv"
-    seen.write_text("case,patient,trained_on,dice_WT\np,p,False,0.5\nq,q,True,0.9\n")
+    seen = patients(tmp_path / "scores.csv", {"p": 0.5, "q": 0.9})
+    lines = zip(seen.read_text().splitlines(), ("trained_on", "False", "True"), strict=True)
+    seen.write_text("".join(f"{line},{more}\n" for line, more in lines))
     with pytest.raises(ValueError, match=r"scores\.csv: the weights were trained on q"):
         gather.read([seen])
     other = tmp_path / "other.csv"
     other.write_text("x,y\n1,2\n")
     with pytest.raises(ValueError, match=r"other.csv is neither"):
         gather.read([other])
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (b"case,patient,dice_WT\np,p,0.5\n", "is neither a patients.csv nor"),
+    (b"file,truth,prediction,a,b\n1.jpg,a,a,1,0\n", "is neither a patients.csv nor"),
+    (b"file,group,truth,prediction,a,b\n1.jpg,g,a\n", "lacks values"),
+    (b"file,group,truth,prediction,a,b\n1.jpg,g,a,a,,1\n", "lacks values"),
+    (b"\x89PNG\xff\xfe", "is no table"), (b"case\n" + b"x" * 200_000, "is no table"),
+    (b"case,patient\n", "has no rows"),
+])  # fmt: skip
+def test_what_is_no_whole_table_is_named(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"table\.csv {says}"):
+        gather.read([tmp_path / "table.csv"])
 
 
 def test_the_accuracy_of_images_is_that_of_all_folds(tmp_path: Path) -> None:

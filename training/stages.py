@@ -103,7 +103,7 @@ def run(options: Options, task: Task) -> None:
 def no_data(options: Options) -> bool:
     """Nobody named a folder, and the default one is empty: a phantom takes its place."""
     folder, default = options.data, next(field.default for field in fields(options) if field.name == "data")
-    return folder == default and not (folder.is_dir() and any(folder.iterdir()))
+    return folder == default and not (folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir()))
 
 
 def say(text: str) -> None:

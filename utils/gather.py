@@ -29,6 +29,8 @@ from utils.metrics import by_patient, mean_interval
 
 REGIONS = ("WT", "TC", "ET")
 TABLES = ("patients.csv", "predictions.csv")
+OF_PATIENTS = {"patient", *(f"{measure}_{region}" for measure in ("dice", "hd95") for region in REGIONS)}  # columns
+OF_IMAGES = {"group", "truth", "prediction"}
 
 
 @dataclass
@@ -58,6 +60,20 @@ def table_of(run: Path) -> Path | None:
     return run if run.is_file() else None
 
 
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, with a value in each column. Raises ValueError."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table: give folders of runs, or their CSV files") from error
+    if not rows:
+        raise ValueError(f"{path} has no rows: remove it, and evaluate the run again")
+    if any(not value for row in rows for value in row.values()):
+        raise ValueError(f"{path} lacks values: evaluate the run again")
+    return rows
+
+
 def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
     """The results by method, and the runs without any.
 
@@ -78,16 +94,13 @@ def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
         if fold not in result.missing or folds != result.folds:
             raise ValueError(f"{run} is no new fold beside the others of {method}: give each run once, of one split")
         result.missing.remove(fold)
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        if not rows:
-            raise ValueError(f"{path} has no rows: remove it, and evaluate the run again")
+        rows = _rows(path)
         for row in rows:
             case = row.get("case") or row.get("file")
-            if case is None or not {"dice_WT", "truth"} & set(row):
-                raise ValueError(f"{path} is neither a patients.csv nor a predictions.csv: give folders of runs")
             if row.get("trained_on") == "True":
                 raise ValueError(f"{path}: the weights were trained on {case}, remove its row: it was no test")
+            if case is None or not any(columns <= set(row) for columns in (OF_PATIENTS, OF_IMAGES)):
+                raise ValueError(f"{path} is neither a patients.csv nor a predictions.csv: give folders of runs")
             if case in result.rows:
                 raise ValueError(f"{case} stands in two folds of {method}, {path} is one: these are not one split")
             result.rows[case] = row

@@ -34,6 +34,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 10,
     "image.origin": "upper",
     "text.color": INK,
+    "text.parse_math": False,  # a $ in the name of a file is a $
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.titlesize": 10,

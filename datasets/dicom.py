@@ -27,7 +27,7 @@ def read_slice(path: Path) -> Pillow.Image:
     """
     import pydicom
     from pydicom.errors import BytesLengthException, InvalidDicomError
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 
     unreadable = (InvalidDicomError, BytesLengthException, AttributeError, EOFError, KeyError, OSError, RuntimeError,
                   TypeError, ValueError, struct.error)  # fmt: skip
@@ -35,6 +35,9 @@ def read_slice(path: Path) -> Pillow.Image:
         data = pydicom.dcmread(path)
         if int(data.get("NumberOfFrames", 1)) == 1:
             stored = data.pixel_array
+            if data.get("PhotometricInterpretation") == "PALETTE COLOR":  # of 8 or 16 bits
+                stored = apply_color_lut(stored, data)
+                stored = (stored >> 8 * (stored.itemsize - 1)).astype(np.uint8)
             if stored.ndim == 3:
                 return Pillow.fromarray(stored).convert("L")
             shown = np.asarray(apply_voi_lut(apply_modality_lut(stored, data), data), np.float32)

@@ -31,8 +31,8 @@ from datasets.parallel import cores
 from datasets.phantom_anatomy import BOX, ED, ET, NCR, SHAPE, Maps, draw_lesion, make_anatomy, smooth_noise
 from datasets.phantom_folder import building
 
-FIRST = 1000  # added to a patient's number in HDF5, where 1 to 369 are real patients of BraTS 2020
-VERSION = 3  # raise it when the arrays change: data sets of another version are written anew
+FIRST = 1000  # the numbers of a seed's patients in HDF5 begin here or later: 1 to 369 are real patients of BraTS 2020
+VERSION = 4  # raise it when arrays or names change: data sets of another version are written anew
 FOLDER = Path(__file__).with_name("phantom")
 Layout = Literal["hdf5", "nifti"]
 
@@ -94,9 +94,9 @@ def write_nifti(folder: Path, case: str, images: np.ndarray, labels: np.ndarray)
 def write_patient(folder: Path, seed: int, layout: Layout, number: int) -> None:
     """Make one patient and write it in this layout."""
     if layout == "hdf5":
-        write_hdf5(folder, FIRST + number, *make_patient(seed, number))
+        write_hdf5(folder, FIRST * (seed + 1) + number, *make_patient(seed, number))
     else:
-        write_nifti(folder, f"Phantom_{number:03d}", *make_patient(seed, number))
+        write_nifti(folder, f"Phantom_{seed}_{number:03d}", *make_patient(seed, number))
 
 
 def write_phantom(folder: Path, patients: int = 20, seed: int = 0, layout: Layout = "hdf5") -> Path:
@@ -111,8 +111,9 @@ def write_phantom(folder: Path, patients: int = 20, seed: int = 0, layout: Layou
     """
     from tqdm import tqdm
 
-    if patients < 1 or seed < 0 or layout not in get_args(Layout):
-        raise ValueError(f"no phantom has {patients} patients, seed {seed} and layout {layout}")
+    if not 1 <= patients < FIRST or seed < 0 or layout not in get_args(Layout):
+        made = f"{patients} patients, seed {seed} and layout {layout}"
+        raise ValueError(f"no phantom has {made}: it takes 1 to {FIRST - 1} patients")
     parameters = {"version": VERSION, "patients": patients, "seed": seed, "layout": layout}
     with building(folder, parameters) as part:
         if part is not None:

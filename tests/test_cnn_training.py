@@ -109,6 +109,10 @@ def test_help_needs_no_torch() -> None:
         assert not imported & {"torch", "sklearn", "matplotlib", "numpy", "cv2"}
 
 
+def evaluation(options: CNNOptions, weights: Path, name: Path) -> CNNOptions:
+    return CNNOptions(data=options.data, cache=options.cache, device="cpu", evaluate=str(weights), name=str(name))
+
+
 def test_folds_keep_patients_apart_and_evaluation_leaves_out_what_was_seen(options: CNNOptions, tmp_path: Path) -> None:
     folds = replace(options, split="patient", fold=0, folds=3, val=0.0)
     stages.run(folds, classification)
@@ -116,8 +120,10 @@ def test_folds_keep_patients_apart_and_evaluation_leaves_out_what_was_seen(optio
     assert split["unit"] == "patient" and not set(split["train"]) & set(split["test"])
     header = models.read_header(folds.folder / "CustomCNN.safetensors")
     assert header["temperature"] == 1.0 and header["classes"] == list(CLASSES)
-    asked = replace(options, evaluate=str(folds.folder / "CustomCNN.safetensors"), name=str(tmp_path / "evaluated"))
+    asked = evaluation(options, folds.folder / "CustomCNN.safetensors", tmp_path / "evaluated")
     stages.evaluate(asked, classification)
+    with pytest.raises(ValueError, match=r"--fold, --split: .* leave it out"):
+        stages.evaluate(replace(asked, split="patient", fold=0, name=str(tmp_path / "fold")), classification)
     mute = tmp_path / "mute.safetensors"
     models.save(models.load(str(folds.folder / "CustomCNN.safetensors"), torch.device("cpu")), mute,
                 preprocessing=header["preprocessing"], split=header["split"])  # fmt: skip
@@ -310,8 +316,9 @@ def test_a_letter_behind_the_number_is_the_same_patient() -> None:
      (("--split", "patient", "--fold", "0", "--folds", "30"), "cannot be dealt into 30 parts"),
      (("--image-size", "20"), "image_size of 69 or more"), (("--model", "alexnet", "--residual"), "--residual"),
      (("--evaluate", "ClassicUNet"), "holds classic_unet"), (("--temperature", "0"), "above 0"),
-     (("--evaluate", "CustomCNN", "--temperature", "2"), "of a training"),
-     (("--evaluate", "CustomCNN", "--no-mirror"), "of a training"),
+     (("--evaluate", "CustomCNN", "--temperature", "2"), "--temperature: for trainings only"),
+     (("--evaluate", "CustomCNN", "--no-mirror", "--seed", "1"), "--seed, --mirror: for trainings only"),
+     (("--folds", "3"), "--fold 0"),
      (("--init", "CustomCNN", "--image-size", "72"), "image_size=128"),
      (("--init", "two.safetensors", "--image-size", "72"), "num_classes=2"),
      (("--evaluate", "two.safetensors"), "tell benign, malignant apart"), (("--data", "empty"), "no image in"),
@@ -330,7 +337,8 @@ def test_bad_options_are_one_sentence(
         mirror=True, temperature=1.0,
     )  # fmt: skip
     arguments = tuple(str(places.get(text, text)) for text in arguments)
-    start = ["--val", "0.4", "--data", options.data, "--cache", options.cache, "--name", options.name]
+    start = ["--data", options.data, "--cache", options.cache, "--name", options.name]
+    start += [] if "--evaluate" in arguments else ["--val", "0.4"]
     monkeypatch.setattr(sys, "argv", ["script", *map(str, start), *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main(main, CNNOptions, None)

@@ -151,10 +151,10 @@ def test_both_layouts_hold_the_patient(patient: Patient, tmp_path: Path) -> None
 
 def test_same_seed_same_patient_in_another_process(patient: Patient, tmp_path: Path) -> None:
     folder = phantom.write_phantom(tmp_path / "set", patients=2, layout="nifti")
-    assert sorted(path.name for path in folder.iterdir()) == ["Phantom_001", "Phantom_002", "phantom.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["Phantom_0_001", "Phantom_0_002", "phantom.json"]
     assert left(tmp_path) == ["set"]
     for name, volume in zip(("t1", "t1ce", "t2", "flair", "seg"), [*patient.images, patient.labels], strict=True):
-        file = nib.load(folder / "Phantom_001" / f"Phantom_001_{name}.nii.gz")
+        file = nib.load(folder / "Phantom_0_001" / f"Phantom_0_001_{name}.nii.gz")
         assert np.array_equal(np.asarray(file.dataobj), volume)
 
 

@@ -145,7 +145,7 @@ def test_evaluate_takes_only_patients_that_were_not_trained_on(
 ) -> None:
     stages.run(options, segmentation)
     weights = str(options.folder / "ImprovedUNet.safetensors")
-    asked = replace(options, evaluate=weights, name=str(tmp_path / "evaluated"))
+    asked = UNetOptions(data=options.data, cache=options.cache, evaluate=weights, name=str(tmp_path / "evaluated"))
     stages.evaluate(asked, segmentation)
     assert "2 patients" in capsys.readouterr().out
     tables = [(run.folder / "patients.csv").read_text() for run in (options, asked)]
@@ -159,7 +159,7 @@ def test_evaluate_takes_only_patients_that_were_not_trained_on(
         stages.evaluate(replace(asked, data=only_trained), segmentation)
     with pytest.raises(ValueError, match=r"was started with data .* choose another --name"):
         stages.evaluate(replace(asked, data=shutil.copytree(options.data, tmp_path / "copy")), segmentation)
-    asked = replace(options, data=tmp_path / "copy", evaluate=weights, name=str(tmp_path / "other"))
+    asked = replace(asked, data=tmp_path / "copy", name=str(tmp_path / "other"))
     stages.evaluate(asked, segmentation)
     shutil.rmtree(asked.data / split["test"][0])  # the same folder, other data
     with pytest.raises(ValueError, match="has the results of other data: choose another --name"):
@@ -287,7 +287,8 @@ def test_bad_data_is_one_sentence_and_leaves_nothing(
     [(("--resume",), "nothing to resume"), (("--fold", "0", "--folds", "9"), "6 patients cannot be dealt into 9 folds"),
      (("--evaluate", "nowhere.safetensors"), "nowhere"), (("--data", "/nowhere"), "/nowhere"),
      (("--init", "nowhere.safetensors"), "nowhere"), (("--batch-size", "0"), "--batch-size is 0"),
-     (("--split", "slice", "--fold", "0"), "no folds"), (("--fold", "5"), "fold 5 of 5 does not exist")],
+     (("--split", "slice", "--fold", "0"), "no folds"), (("--fold", "5"), "fold 5 of 5 does not exist"),
+     (("--folds", "3"), "--fold 0")],
 )  # fmt: skip
 def test_bad_options_are_one_sentence(
     options: UNetOptions, arguments: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch,
@@ -306,12 +307,12 @@ def test_one_real_patient_from_file_to_score(real_data: Path, tmp_path: Path) ->
     for patient in ("BraTS20_Training_275", "BraTS20_Training_122"):  # the first has no enhancing tumour
         shutil.copytree(real_data / "brats" / patient, tmp_path / "data" / patient)
     run = UNetOptions(
-        model="classic_unet", n_filters=4, data=tmp_path / "data", epochs=1, val=0.0, tumour_free=0.0, folds=2,
+        model="classic_unet", n_filters=4, data=tmp_path / "data", epochs=1, val=0.0, tumour_free=0.0,
         cache=tmp_path / "cache", name=str(tmp_path / "run"), device="cpu",
     )  # fmt: skip
     sizes = {"BraTS20_Training_275": 34700, "BraTS20_Training_122": 16585}
     tested = [fold for fold in (0, 1) if "BraTS20_Training_275" in splits.by_fold(sizes, fold, 2, 0.0).test]
-    run = replace(run, fold=tested[0])
+    run = replace(run, fold=tested[0], folds=2)
     stages.run(run, segmentation)
     header, row = (line.split(",") for line in (run.folder / "patients.csv").read_text().splitlines())
     scores = dict(zip(header, row, strict=True))

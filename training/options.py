@@ -74,6 +74,8 @@ class Options:
 
             check_fold(self.fold, self.folds)
         self.check()
+        if self.fold is None and self.folds != Options.folds:
+            raise ValueError(f"--folds is {self.folds}: say which of them to test on, too, as in --fold 0")
 
     def check(self) -> None:
         """Raises ValueError for options that do not go together."""
@@ -176,8 +178,6 @@ class ImageOptions(Options):
             raise ValueError(f"--val is {self.val}: at most half of the images can be watched")
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"--temperature is {self.temperature}: it must be above 0")
-        if self.evaluate and (self.temperature is not None or not self.mirror):
-            raise ValueError("--temperature and --no-mirror are of a training: published weights have their own")
 
     @property
     def title(self) -> str:

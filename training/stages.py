@@ -34,6 +34,7 @@ BY_NAME = "(by name: other releases may have the same patients under other names
 # options that may change when a run goes on
 FREE = ("resume", "save_every", "data", "cache", "device", "name")
 FREE_TO_EVALUATE = ("precision", *(name for name in FREE if name != "data"))
+EVALUATED = ("model", "evaluate", "labels", "modalities", "data", *FREE_TO_EVALUATE)  # read by --evaluate
 
 
 class Task(Protocol):
@@ -260,6 +261,7 @@ def evaluate(options: Options, task: Task) -> None:
             raise ValueError(f"{options.evaluate} holds {model.name}; this script scores {', '.join(mine)}")
         if (folder / "last.pt").exists():
             raise ValueError(f"{folder} is a training run: choose another --name for the evaluation")
+        refuse_unread(options)
         store = task.open_data(options, model.header["preprocessing"])
         data = "a phantom" if no_data(options) else options.data
         rows = np.flatnonzero(~seen_by(model.header, store))
@@ -280,6 +282,15 @@ def evaluate(options: Options, task: Task) -> None:
             text, _ = task.report(options, title, model, store, rows, model.header, measured)
             write_text(folder / RESULTS, text)
         print(text)
+
+
+def refuse_unread(options: Options) -> None:
+    """Raises ValueError for options that do nothing here: the table would be taken for that of --fold 0."""
+    default = type(options)(model=options.model)  # type: ignore[call-arg]  # the scripts' options have defaults
+    changed = [name for name, value in vars(options).items() if value != getattr(default, name)]
+    if unread := [f"--{name.replace('_', '-')}" for name in changed if name not in EVALUATED]:
+        said = ", ".join(unread)
+        raise ValueError(f"{said}: for trainings only; --evaluate scores all its weights have not seen: leave it out")
 
 
 def keep_evaluation(options: Options, store: Store) -> None:

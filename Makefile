@@ -23,7 +23,7 @@ train: .venv/installed
 	$(BIN)/python training/unet_training.py $(QUICK)
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real_data" --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not real_data" --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 real-data: .venv/installed
 	$(BIN)/python -m pytest -m real_data -rs

@@ -5,6 +5,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: set before torch is imported, and for scripts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import nibabel as nib
 import numpy as np
 import pytest

@@ -172,7 +172,7 @@ def test_classifiers_train_on_two_processes_too(tmp_path: Path, script: str) -> 
 
 
 def test_a_signal_to_all_saves_once_and_the_run_goes_on(cases: Path, tmp_path: Path) -> None:
-    command = [*TORCHRUN, COUNT_THREADS, *arguments(cases, tmp_path, "run", "--epochs", "20")]
+    command = [*TORCHRUN, COUNT_THREADS, *arguments(cases, tmp_path, "run", "--epochs", "8")]
     process = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not (tmp_path / "run" / "history.csv").exists():
         assert process.poll() is None
@@ -184,8 +184,8 @@ def test_a_signal_to_all_saves_once_and_the_run_goes_on(cases: Path, tmp_path: P
     from utils import checkpoint
 
     state = checkpoint.load(tmp_path / "run" / "last.pt")
-    assert state is not None and 0 < state["epoch"] < 20
-    whole = [*TORCHRUN, *arguments(cases, tmp_path, "whole", "--epochs", "20")]
+    assert state is not None and 0 < state["epoch"] < 8
+    whole = [*TORCHRUN, *arguments(cases, tmp_path, "whole", "--epochs", "8")]
     for again in (command, whole):
         subprocess.run(again, env=ONE_THREAD, check=True, capture_output=True)
     weights = [safetensors.torch.load_file(tmp_path / name / "ClassicUNet.safetensors") for name in ("run", "whole")]

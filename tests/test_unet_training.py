@@ -36,6 +36,7 @@ def options(cases: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Pat
     return UNetOptions(
         model="improved_unet", n_filters=2, data=cases, window=(48, 64), epochs=1, batch_size=8, val=0.2, test=0.3,
         cache=tmp_path_factory.getbasetemp() / "cache", name=str(tmp_path / "run"), device="cpu",
+        precision="fp32",
     )  # fmt: skip
 
 
@@ -43,7 +44,8 @@ def command_line(options: UNetOptions) -> list[str]:
     return [
         "--model", options.model, "--n-filters", str(options.n_filters), "--data", str(options.data), "--window", "48",
         "64", "--epochs", str(options.epochs), "--batch-size", "8", "--val", "0.2", "--test", "0.3", "--cache",
-        str(options.cache), "--name", str(options.name), "--device", "cpu",
+        str(options.cache), "--name", str(options.name), "--device", "cpu", "--precision",
+        options.precision,
     ]  # fmt: skip
 
 
@@ -86,7 +88,7 @@ def test_a_run_from_another_folder_leaves_all_its_results(options: UNetOptions) 
 
 
 def test_usr1_saves_and_the_same_command_goes_on(options: UNetOptions) -> None:
-    arguments = command_line(replace(options, epochs=20))
+    arguments = command_line(replace(options, epochs=8))
     process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
     while not (options.folder / "history.csv").exists():
         assert process.poll() is None
@@ -96,8 +98,8 @@ def test_usr1_saves_and_the_same_command_goes_on(options: UNetOptions) -> None:
     assert process.returncode == cli.INTERRUPTED, errors
     assert "SIGUSR1: saved at epoch" in errors and "Traceback" not in errors
     assert not (options.folder / "results.md").exists()
-    stages.run(replace(options, epochs=20, resume=True), segmentation)
-    whole = replace(options, epochs=20, name=f"{options.name}-whole")
+    stages.run(replace(options, epochs=8, resume=True), segmentation)
+    whole = replace(options, epochs=8, name=f"{options.name}-whole")
     stages.run(whole, segmentation)
     weights = [(run.folder / "ImprovedUNet.safetensors").read_bytes() for run in (options, whole)]
     assert weights[0] == weights[1]
@@ -105,7 +107,7 @@ def test_usr1_saves_and_the_same_command_goes_on(options: UNetOptions) -> None:
 
 def test_a_run_keeps_the_precision_it_began_with(options: UNetOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "best_precision", lambda device: "bf16")
-    stages.run(options, segmentation)
+    stages.run(replace(options, precision="auto"), segmentation)
     assert cli.load(UNetOptions, options.folder / cli.SAVED).precision == "bf16"
     (options.folder / "results.md").unlink()  # as if stopped before the test
     monkeypatch.setattr(stages, "best_precision", lambda device: "fp32")  # goes on where another one is faster
@@ -145,7 +147,9 @@ def test_evaluate_takes_only_patients_that_were_not_trained_on(
 ) -> None:
     stages.run(options, segmentation)
     weights = str(options.folder / "ImprovedUNet.safetensors")
-    asked = UNetOptions(data=options.data, cache=options.cache, evaluate=weights, name=str(tmp_path / "evaluated"))
+    asked = UNetOptions(
+        data=options.data, cache=options.cache, evaluate=weights, name=str(tmp_path / "evaluated"), precision="fp32"
+    )
     stages.evaluate(asked, segmentation)
     assert "2 patients" in capsys.readouterr().out
     tables = [(run.folder / "patients.csv").read_text() for run in (options, asked)]

@@ -1,6 +1,7 @@
 """Gathering runs: every case once, what is missing named, differences paired, accuracy as scikit-learn has it."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,27 @@ def test_the_accuracy_of_images_is_that_of_all_folds(tmp_path: Path) -> None:
     assert cells[10] == f"{accuracy_score(truth, four):.3f}"
 
 
+def test_methods_are_compared_on_the_images_that_both_have(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(25), 8)
+    right = rng.random((2, 200)) < np.array([[0.9], [0.7]])
+    for row, (method, first) in enumerate({"a": 0, "b": 40}.items()):  # b lacks five groups
+        with (tmp_path / f"{method}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "group", "truth", "prediction", "x", "y"])
+            for i in range(first, 200):
+                said = "x" if right[row, i] else "y"
+                writer.writerow([i, groups[i], "x", said, float(said == "x"), float(said == "y")])
+    results, _ = gather.read(sorted(tmp_path.glob("*.csv")))
+    cells = [cell.strip() for cell in gather.differences_of_images(results).splitlines()[-1].split("|")]
+    apart = (right[0].astype(int) - right[1])[40:].reshape(20, 8)  # all groups of one size
+    drawn = [apart[rng.integers(20, size=20)].mean() for _ in range(20_000)]
+    low, high = map(float, re.findall(r"-?\d\.\d+", cells[3])[1:])
+    assert cells[1:3] == ["a - b", "160"] and float(cells[3].split()[0]) == pytest.approx(apart.mean(), abs=1e-4)
+    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.01)
+    assert gather.differences_of_images({"a": results["a"]}) == ""
+
+
 def test_runs_without_results_are_named_and_the_exit_code_says_so(tmp_path: Path) -> None:
     done, stopped = tmp_path / "done", tmp_path / "stopped"
     patients(done / "patients.csv", {"p": 0.9, "q": 0.5})
@@ -119,5 +141,9 @@ def test_the_tables_of_readme_are_those_of_the_committed_answers(marker: str, ta
     readme = (PROJECT / "README.md").read_text()
     stated = readme.partition(f"<!-- {marker} -->")[2].partition(f"<!-- /{marker} -->")[0].strip().splitlines()
     results, _ = gather.read(sorted((PROJECT / "models" / "saved_metrics").glob(tables)))
-    found = (gather.of_patients if marker == "table" else gather.of_images)(results).replace("_predictions |", " |")
+    if marker == "table":
+        found = gather.of_patients(results)
+    else:
+        found = gather.of_images(results).replace("_predictions |", " |")
+        found += f"\n\n{gather.differences_of_images(results) if marker == 'folds' else ''}"
     assert len(stated) > 2 and not set(stated) - set(found.splitlines())

@@ -59,7 +59,7 @@ def accuracy_interval(right: np.ndarray, groups: np.ndarray) -> tuple[float, flo
     are NaN where there is one group only.
 
     Args:
-        right: (N,) bool; groups: (N,) to which group an image belongs.
+        right: (N,) bool, or the difference of two such; groups: (N,) to which group an image belongs.
     """
     _, which = np.unique(groups, return_inverse=True)
     if which.max() == 0:

@@ -159,6 +159,21 @@ def of_images(results: dict[str, Result]) -> str:
     return table(lines)
 
 
+def differences_of_images(results: dict[str, Result]) -> str:
+    """Accuracy of one method less that of another on the images that both have, with its interval over groups; empty
+    where no two methods have images in common."""
+    lines = [["difference", "images", "accuracy"]]
+    for one, other in combinations(results, 2):
+        both = sorted(set(results[one].rows) & set(results[other].rows))
+        if both:
+            mine, theirs = ([results[method].rows[name] for name in both] for method in (one, other))
+            right = [np.array([row["prediction"] == row["truth"] for row in rows], float) for rows in (mine, theirs)]
+            groups = np.array([row["group"] for row in mine])
+            apart, low, high = classification.accuracy_interval(right[0] - right[1], groups)
+            lines.append([f"{one} - {other}", str(len(both)), f"{apart:.4f} ({low:.3f} to {high:.3f})"])
+    return table(lines) if len(lines) > 1 else ""
+
+
 def main(runs: tuple[Path, ...], /) -> None:
     """Gather the results of runs (folders, or their tables) into one table."""
     if not runs:
@@ -169,7 +184,7 @@ def main(runs: tuple[Path, ...], /) -> None:
     if patients:
         print(of_patients(patients), end="\n\n")
     if images:
-        print(of_images(images), end="\n\n")
+        print(of_images(images), differences_of_images(images), sep="\n\n", end="\n\n")
     for run in without:
         print(f"missing: {run} has no results")
     if without:

@@ -35,9 +35,9 @@ def read_slice(path: Path) -> Pillow.Image:
         data = pydicom.dcmread(path)
         if int(data.get("NumberOfFrames", 1)) == 1:
             stored = data.pixel_array
-            if data.get("PhotometricInterpretation") == "PALETTE COLOR":  # of 8 or 16 bits
+            if data.get("PhotometricInterpretation") == "PALETTE COLOR":  # of 8 bits, also within 16, or of 16
                 stored = apply_color_lut(stored, data)
-                stored = (stored >> 8 * (stored.itemsize - 1)).astype(np.uint8)
+                stored = (stored >> 8 if stored.max() > 255 else stored).astype(np.uint8)
             if stored.ndim == 3:
                 return Pillow.fromarray(stored).convert("L")
             shown = np.asarray(apply_voi_lut(apply_modality_lut(stored, data), data), np.float32)

@@ -113,7 +113,7 @@ def write_phantom(folder: Path, patients: int = 20, seed: int = 0, layout: Layou
 
     if not 1 <= patients < FIRST or seed < 0 or layout not in get_args(Layout):
         made = f"{patients} patients, seed {seed} and layout {layout}"
-        raise ValueError(f"no phantom has {made}: it takes 1 to {FIRST - 1} patients")
+        raise ValueError(f"no phantom has {made}: it takes 1 to {FIRST - 1} patients, and a seed of 0 or more")
     parameters = {"version": VERSION, "patients": patients, "seed": seed, "layout": layout}
     with building(folder, parameters) as part:
         if part is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image as Pillow
+from PIL.PngImagePlugin import PngInfo
 
 if not __package__:  # started as a script, wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,7 +23,7 @@ from datasets.parallel import ahead
 from utils.files import replacing
 
 SIDE = 256  # pixels
-CROP = 2  # raise it when another crop is taken: stores are then built anew
+CROP = 2  # raise it when another crop is taken: stores and files are then made anew
 BLUR = 5  # pixels, width of the smoothing before the outline is taken
 DARK = 0.12  # share of the brightest (their 99th percentile) up to which a pixel is background
 STRONG = 0.4  # share of the area below which a crop is reported: look at it
@@ -83,10 +84,18 @@ def prepare(image: np.ndarray, side: int = SIDE) -> np.ndarray:
     return cv2.resize(head, (side, side), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
 
 
+def _is_current(out: Path, original: Path) -> bool:
+    """Whether a file was made from this original, by the crop of this version."""
+    if not out.exists() or out.stat().st_mtime_ns < original.stat().st_mtime_ns:
+        return False
+    with Pillow.open(out) as image:
+        return image.info.get("crop") == str(CROP)
+
+
 def preprocess_folder(source: Path, target: Path) -> list[str]:
     """Write the images of a data set, cropped and resized, as PNG files in the same tree below `target`.
 
-    Files that are there already are kept, so that a second call goes on where the first was stopped. A damaged image is
+    Files of this version's crop are kept, so that a second call goes on where the first was stopped. A damaged image is
     left out; an image whose crop is strong is written and reported.
 
     Returns:
@@ -102,7 +111,7 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
     def work(image: Image) -> str:
         out = target / image.name
         out = out.with_suffix(".png") if twins[image.path.with_suffix("")] == 1 else out.with_name(out.name + ".png")
-        if out.exists() and out.stat().st_mtime_ns >= image.path.stat().st_mtime_ns:  # else the original is newer
+        if _is_current(out, image.path):
             return ""
         try:
             pixels = read_gray(image.path)
@@ -110,12 +119,13 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
             return str(error)
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary:
-            Pillow.fromarray(prepare(pixels)).save(temporary, "png")
+            Pillow.fromarray(prepare(pixels)).save(temporary, "png", pnginfo=made)
         top, bottom, left, right = crop_box(pixels)
         share = (bottom - top) * (right - left) / pixels.size
         return f"{image.path} was cropped to {share:.0%} of its area: look at {out}" if share < STRONG else ""
 
-    images, target = find_images(source), target.resolve()
+    images, target, made = find_images(source), target.resolve(), PngInfo()
+    made.add_text("crop", str(CROP))
     if target == root(source).resolve():
         raise ValueError(f"{target} holds the originals, which stay: choose another folder for the cropped images")
     twins = Counter(image.path.with_suffix("") for image in images)  # a.jpg and a.png must not become one

@@ -18,6 +18,7 @@ echo "== job $job on $(hostname -s), $(date '+%F %T'), start ${SLURM_RESTART_COU
 export CONTINUE_MARK="$repository/runs/slurm/$job.continue" # written by a training that was stopped and has saved
 export RUN_MARK="$repository/runs/slurm/$job.run"           # written by a training: the folder of its run
 before="runs/slurm/$job.before"                             # where it stood at the last stop
+KILLED=138                                                  # 128 + SIGUSR1, which nobody waited for
 
 fail() {
     echo "error: $1"
@@ -71,7 +72,8 @@ keep_new() { # SECONDS: what this training had to decode is there for the next, 
         name=$(basename "$store")
         [ -d "$store" ] && [[ $name != *.part ]] && [ ! -e "$decoded/$name" ] || continue
         rm -rf "$decoded/$name.$job.part" # of a start that was killed
-        timeout "$1" cp -r "$store" "$decoded/$name.$job.part" && mv -T "$decoded/$name.$job.part" "$decoded/$name"
+        timeout "$1" cp -r "$store" "$decoded/$name.$job.part" && mv -T "$decoded/$name.$job.part" "$decoded/$name" ||
+            rm -rf "$decoded/$name.$job.part" # cut off, or another job was quicker
     done
 }
 
@@ -93,6 +95,7 @@ spread() { # as many processes a node as sbatch was asked for, or one for each G
         [ $cpus -gt 0 ] || processes+=(--overcommit)
     fi
     export OMP_NUM_THREADS=$((cpus > 0 ? cpus : 1))
+    export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # srun does not take it from the job (since Slurm 22.05)
 }
 
 of_task() { # the option that tells the tasks of an array apart; jobs/array.sh sets both variables
@@ -122,20 +125,22 @@ train() {
     given --device >/dev/null || options+=(--device cuda) # no GPU is an error, not a slow job
     [ -n "${SLURM_ARRAY_TASK_ID:-}" ] &&
         options+=($(name_of_task "$script" "$SLURM_ARRAY_TASK_ID") $(of_task "$SLURM_ARRAY_TASK_ID"))
-    stage
-    spread
+    local step= asked= cancelled= code=0
+    trap 'asked=1; kill -USR1 $step 2>/dev/null' USR1 # the end is near: srun passes it on to the training
     rm -f "$CONTINUE_MARK"
+    stage
+    [ -z "$asked" ] || finish $KILLED
+    spread
     echo "== srun ${processes[*]} $python $script ${options[*]}"
     srun --kill-on-bad-exit=1 "${processes[@]}" "$python" "$script" "${options[@]}" &
-    local step=$!
-    local code=0 cancelled=
-    trap 'kill -USR1 $step 2>/dev/null' USR1 # the end is near: srun passes it on to the training
+    step=$!
     trap 'cancelled=1; kill -USR1 $step 2>/dev/null' TERM # scancel, or Slurm requeues the job by itself
     until wait "$step"; code=$?; [ $code -le 128 ] || ! kill -0 "$step" 2>/dev/null; do :; done
     finish "$code"
 }
 
-finish() {
+finish() { # CODE, and `asked` and `cancelled` of `train`
+    [ -f "$CONTINUE_MARK" ] || [ -z "$asked" ] || [ "$1" -ne $KILLED ] || echo "SIGUSR1 before the start" >"$CONTINUE_MARK"
     if [ ! -f "$CONTINUE_MARK" ]; then
         echo "== ended with code $1"
         exit "$1"
@@ -152,6 +157,7 @@ finish() {
     echo "== to be continued: $(cat "$before")"
     scontrol requeue "$SLURM_JOB_ID" || fail "the job could not be requeued: submit it again, and it goes on from there"
     sleep 60 # Slurm ends this script
+    exit "$1"
 }
 
 gather() { # one table of what the tasks of an array have left; names those that have left nothing

@@ -54,6 +54,13 @@ def test_folds_of_different_splits_are_refused(tmp_path: Path) -> None:
         gather.read([first, patients(tmp_path / "a_fold1of2.csv", {"p": 0.9})])
     with pytest.raises(ValueError, match="no new fold"):
         gather.read([first, first])
+    whole = patients(tmp_path / "whole.csv", {"p": 0.9})
+    with pytest.raises(ValueError, match=r"whole\.csv is the second run that is called whole"):
+        gather.read([whole, whole])
+    (tmp_path / "leaky").mkdir()
+    (tmp_path / "leaky" / "results.md").write_text("finished\n")
+    with pytest.raises(ValueError, match=r"leaky has no table of test cases .*: see its results\.md"):
+        gather.read([tmp_path / "leaky"])
     seen = patients(tmp_path / "scores.csv", {"p": 0.5, "q": 0.9})
     lines = zip(seen.read_text().splitlines(), ("trained_on", "False", "True"), strict=True)
     seen.write_text("".join(f"{line},{more}\n" for line, more in lines))
@@ -119,6 +126,11 @@ def test_methods_are_compared_on_the_images_that_both_have(tmp_path: Path) -> No
     assert cells[1:3] == ["a - b", "160"] and float(cells[3].split()[0]) == pytest.approx(apart.mean(), abs=1e-4)
     assert (low, high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.01)
     assert gather.differences_of_images({"a": results["a"]}) == ""
+    (tmp_path / "b.csv").rename(tmp_path / "b_fold0of2.csv")  # another split: not to be compared
+    assert gather.differences_of_images(gather.read(sorted(tmp_path.glob("*.csv")))[0]) == ""
+    people = (tmp_path / "a.csv").read_text().splitlines()  # other people under the same file names
+    (tmp_path / "c.csv").write_text("\n".join([people[0], *(line.replace(",x,", "1,x,", 1) for line in people[1:])]))
+    assert gather.differences_of_images(gather.read([tmp_path / "a.csv", tmp_path / "c.csv"])[0]) == ""
 
 
 def test_runs_without_results_are_named_and_the_exit_code_says_so(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image as Pillow
 
+from datasets import preprocessing
 from datasets.images import CLASSES, Image, find_images, read_gray
 from datasets.parallel import ahead
 from datasets.preprocessing import STRONG, crop_box, prepare, preprocess_folder
@@ -156,7 +157,9 @@ def test_specks_do_not_count_and_nothing_at_all_is_the_whole_image() -> None:
         assert prepare(page).shape == (256, 256)
 
 
-def test_a_folder_is_preprocessed_once_and_what_is_wrong_is_told(tmp_path: Path) -> None:
+def test_a_folder_is_preprocessed_once_and_what_is_wrong_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tree(tmp_path / "data")
     (folder / "Training" / "glioma" / "broken.jpg").write_text("no")
     Pillow.fromarray(head((300, 300))).save(folder / "Testing" / "glioma" / "small_head.png")
@@ -172,6 +175,9 @@ def test_a_folder_is_preprocessed_once_and_what_is_wrong_is_told(tmp_path: Path)
     times = [path.stat().st_mtime_ns for path in made]
     preprocess_folder(folder, tmp_path / "out")
     assert times == [path.stat().st_mtime_ns for path in made]
+    monkeypatch.setattr(preprocessing, "CROP", preprocessing.CROP + 1)  # an update with another crop
+    preprocess_folder(folder, tmp_path / "out")
+    assert all(old < path.stat().st_mtime_ns for old, path in zip(times, made, strict=True))
     with pytest.raises(ValueError, match="holds the originals"):
         preprocess_folder(folder, folder)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}  # originals stay

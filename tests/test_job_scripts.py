@@ -135,6 +135,44 @@ def test_what_a_training_decodes_on_the_node_is_kept_for_the_next(project: Path)
     assert {path.name: len(list(path.iterdir())) for path in cache.iterdir()} == {"new": 1, "old": 0}
 
 
+def stand_in(project: Path, name: str, text: str) -> None:
+    (project / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+    (project / "bin" / name).chmod(0o755)
+
+
+def test_of_two_trainings_that_decoded_the_same_one_leaves_it_and_none_a_part(project: Path) -> None:
+    cache = project / "datasets" / "cache"
+    cache.mkdir(parents=True)
+    (project / ".venv" / "bin" / "python").write_text(TRAINING + 'mkdir -p "${@: -1}/new"')
+    stand_in(project, "cp", '/bin/cp "$@"; [[ $* != */new/* ]] || { mkdir -p datasets/cache/new; touch $_/x; }')
+    train(project, STAGE=str(project / "disk"))
+    assert [str(path.relative_to(cache)) for path in sorted(cache.rglob("*"))] == ["new", "new/x"]
+
+
+@pytest.mark.parametrize("when", ["copying", "starting"])
+def test_a_signal_before_the_training_listens_brings_the_job_back_once(project: Path, when: str) -> None:
+    (project / "datasets" / "cache").mkdir(parents=True)
+    stand_in(project, "scontrol", 'echo "$@" >>requeued')
+    stand_in(project, "sleep", "")
+    if when == "copying":
+        stand_in(project, "cp", 'kill -USR1 "$(ps -o ppid= $PPID)"; /bin/cp "$@"')
+    else:
+        both = "kill -USR1 $PPID; kill -USR1 $$"  # the job and the training
+        stand_in(project, "srun", f'[[ $* != *_training.py* ]] || {{ {both}; }}\n{SRUN}')
+    command = ("train", "training/unet_training.py")
+    first = run(project, *command, STAGE=str(project / "disk"))
+    assert "to be continued: SIGUSR1 before the start" in first and not (project / "asked").exists()
+    second = run(project, *command, STAGE=str(project / "disk"))
+    assert "stopped twice at the same step" in second and not list((project / "disk").rglob("brain*"))
+    assert (project / "requeued").read_text() == "requeue 1\n"
+
+
+def test_processes_have_the_cpus_of_their_task(project: Path) -> None:
+    (project / ".venv" / "bin" / "python").write_text(TRAINING + "echo $SRUN_CPUS_PER_TASK $OMP_NUM_THREADS >asked")
+    train(project, SLURM_CPUS_PER_TASK="6")
+    assert asked(project) == ["6", "6"]
+
+
 def test_where_a_node_has_no_room_none_reads_its_own_disk(project: Path) -> None:
     (project / "datasets" / "cache").mkdir(parents=True)
     (project / "disk").mkdir()

@@ -353,6 +353,30 @@ def test_two_processes_of_srun_train_as_one_does(cluster: dict[str, str], clone:
     assert len(losses(clone, "one")) == 4 and losses(clone, "two") == pytest.approx(losses(clone, "one"), rel=1e-4)
 
 
+SLOW = """
+import os, time
+if os.environ.get("SLURM_PROCID") == "0" and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+    sync = os.fsync
+    def fsync(file):
+        time.sleep(5 * os.path.exists("{flag}"))
+        sync(file)
+    os.fsync = fsync
+"""
+
+
+def test_of_two_processes_none_ends_before_the_first_has_saved(
+    cluster: dict[str, str], clone: Path, cases: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW.format(flag=tmp_path / "slow"))  # a large model on a slow disk
+    slow = cluster | {"PYTHONPATH": str(tmp_path)}
+    job = submit(slow, clone, cases, "slow", "--epochs", "12", sbatch=("--ntasks=2",))
+    until_trained(cluster, clone, job, "slow")
+    (tmp_path / "slow").touch()
+    run(cluster, "scancel", "--batch", "--signal=USR1", job)
+    assert wait_for(cluster, clone, job) == "COMPLETED", log(clone, job)
+    assert log(clone, job).count("== job") == 2 and "to be continued: SIGUSR1: saved at epoch" in log(clone, job)
+
+
 def test_data_are_staged_to_a_disk_of_the_node_unless_it_is_full(
     cluster: dict[str, str], clone: Path, cases: Path, tmp_path: Path
 ) -> None:

@@ -96,9 +96,12 @@ def dicom(path: Path, pixels: np.ndarray, **tags: object) -> Path:
     return path
 
 
-def palette(entries: int, black: int, bits: int) -> dict[str, object]:
+SCANS = (".png", ".tiff", ".jpg", ".dcm")
+
+
+def palette(entries: int, black: int, bits: int, stored: str = "") -> dict[str, object]:
     """The tags of colours from white over the grays to black."""
-    grays = ((1 - np.arange(entries) / black).clip(0) * (2**bits - 1)).round().astype(f"uint{bits}").tobytes()
+    grays = ((1 - np.arange(entries) / black).clip(0) * (2**bits - 1)).round().astype(stored or f"uint{bits}").tobytes()
     names = ("RedPaletteColorLookupTable", "GreenPaletteColorLookupTable", "BluePaletteColorLookupTable")
     tables = {f"{name}Descriptor": [entries, 0, bits] for name in names} | {f"{name}Data": grays for name in names}
     return {"PhotometricInterpretation": "PALETTE COLOR", **tables}
@@ -160,16 +163,17 @@ def test_every_kind_of_file_is_the_same_image(pixels: np.ndarray, tmp_path: Path
     dicom(tmp_path / "g.dcm", 255 - pixels, **palette(4096, 4000, 16))
     small = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelData": (255 - pixels).tobytes()}
     dicom(tmp_path / "h.dcm", pixels, **small, **palette(256, 255, 8))
+    dicom(tmp_path / "i.dcm", pixels, **small, **palette(256, 255, 8, stored="uint16"))
     dicom(tmp_path / "without_ending", pixels, RescaleSlope=2.0, RescaleIntercept=-1000.0)
     for path in sorted(tmp_path.iterdir()):
         found = read_gray(path)
         most = 6 if path.suffix == ".jpg" else 1
         assert found.dtype == np.uint8 and np.abs(found.astype(int) - pixels).max() <= most
     inputs = [tmp_path, tmp_path / "without_ending"]
-    assert predict_images.run(inputs, classifier(), tmp_path / ".") == (9, [])
+    assert predict_images.run(inputs, classifier(), tmp_path / ".") == (10, [])
     found = rows(tmp_path)
-    assert [Path(row["file"]).name for row in found] == [*(f"{x}" for x in (
-        "a.png", "b.png", "c.tiff", "d.jpg", "e.dcm", "f.dcm", "g.dcm", "h.dcm", "without_ending"))]  # fmt: skip
+    files = [*sorted(path.name for path in tmp_path.iterdir() if path.suffix in SCANS), "without_ending"]
+    assert [Path(row["file"]).name for row in found] == files and len(files) == 10
     for row in found:
         assert float(row["glioma"]) == pytest.approx(float(found[0]["glioma"]), abs=0.01)
 

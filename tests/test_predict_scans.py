@@ -155,6 +155,16 @@ def test_a_native_case_is_predicted_as_training_evaluates_it(cases: Path, tmp_pa
     assert differ <= 2, "only where a logit is so near 0 (1e-7) that its probability is 0.5"
 
 
+def test_a_header_in_micrometres_does_not_stop_the_others(tmp_path: Path) -> None:
+    for name, size in (("bad", 1000.0), ("good", 1.0)):
+        write(tmp_path / "in", name)
+        for path in (tmp_path / "in" / name).iterdir():
+            image = nib.load(path)
+            nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([size, size, size, 1])), path)
+    done, failed = predict_scans.run([tmp_path / "in"], segmenter(), tmp_path / "out")
+    assert done == 1 and len(failed) == 1 and "bad: 84000 x 100000 mm are no head" in failed[0]
+
+
 def test_hdf5_slices(tmp_path: Path) -> None:
     images, codes = np.zeros((4, 240, 240, 6), np.float32), np.zeros((240, 240, 6), np.uint8)
     images[:, 80:160, 70:170], codes[90:110, 80:100, 1:4] = 100, 4

@@ -26,6 +26,7 @@ from training.unet_training import main
 from utils import cli
 from utils.metrics import region_scores
 from utils.postprocess import believed
+from utils.signals import Interrupted
 
 SCRIPT = Path(__file__).parents[1] / "training" / "unet_training.py"
 
@@ -170,6 +171,21 @@ def test_evaluate_takes_only_patients_that_were_not_trained_on(
         stages.evaluate(asked, segmentation)
 
 
+def test_a_stop_while_testing_says_so_and_the_weights_name_the_versions_that_made_them(
+    options: UNetOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise Interrupted("stopped by SIGUSR1")
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="SIGUSR1: trained, but not tested yet"):
+        patch.setattr(stages, "commit", lambda: "v1")
+        patch.setattr(segmentation, "score", stop)
+        stages.run(options, segmentation)
+    monkeypatch.setattr(stages, "commit", lambda: "v2")
+    stages.run(options, segmentation)
+    assert models.read_header(options.folder / "ImprovedUNet.safetensors")["commit"] == "v1 to v2"
+
+
 def test_a_run_is_named_after_the_data_and_not_after_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = UNetOptions(data=Path(), evaluate="AttentionUNet")
@@ -292,7 +308,7 @@ def test_bad_data_is_one_sentence_and_leaves_nothing(
      (("--evaluate", "nowhere.safetensors"), "nowhere"), (("--data", "/nowhere"), "/nowhere"),
      (("--init", "nowhere.safetensors"), "nowhere"), (("--batch-size", "0"), "--batch-size is 0"),
      (("--split", "slice", "--fold", "0"), "no folds"), (("--fold", "5"), "fold 5 of 5 does not exist"),
-     (("--folds", "3"), "--fold 0")],
+     (("--folds", "3"), "without --fold")],
 )  # fmt: skip
 def test_bad_options_are_one_sentence(
     options: UNetOptions, arguments: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch,

@@ -75,7 +75,7 @@ def predict(
     options: ImageOptions, model: nn.Module, store: Store, rows: np.ndarray, device: torch.device, mirror: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) and true classes (N,) of rows of the store; several processes share the work."""
-    mine = Batches(store, rows[distributed.rank() :: distributed.size()], 256, device, prepare=prepare)
+    mine = Batches(store, rows[distributed.rank() :: distributed.size()], options.batch_size, device, prepare=prepare)
     logits, labels = classification.logits_of(model, mine, chosen_precision(options, device), mirror)
     return np.stack(distributed.gathered(list(logits))), np.array(distributed.gathered(list(labels)))
 

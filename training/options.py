@@ -75,7 +75,8 @@ class Options:
             check_fold(self.fold, self.folds)
         self.check()
         if self.fold is None and self.folds != Options.folds:
-            raise ValueError(f"--folds is {self.folds}: say which of them to test on, too, as in --fold 0")
+            other = "leave it out, or say which of them to test on, with another --name"
+            raise ValueError(f"--folds is {self.folds}, without --fold: {other}")
 
     def check(self) -> None:
         """Raises ValueError for options that do not go together."""

@@ -26,6 +26,7 @@ from utils import checkpoint, cli, distributed
 from utils.device import best_precision, keep_freed_memory
 from utils.files import replacing, write_text
 from utils.predict import one_task
+from utils.signals import Interrupted
 from utils.train import Recipe
 
 RESULTS = "results.md"
@@ -34,7 +35,8 @@ BY_NAME = "(by name: other releases may have the same patients under other names
 # options that may change when a run goes on
 FREE = ("resume", "save_every", "data", "cache", "device", "name")
 FREE_TO_EVALUATE = ("precision", *(name for name in FREE if name != "data"))
-EVALUATED = ("model", "evaluate", "labels", "modalities", "data", *FREE_TO_EVALUATE)  # read by --evaluate
+EVALUATED = ("evaluate", "model", "data", "cache", "labels", "modalities", "device", "precision", "batch_size", "name")
+COMMIT = "commit.txt"
 
 
 class Task(Protocol):
@@ -91,6 +93,8 @@ def run(options: Options, task: Task) -> None:
             if first:
                 cli.keep(options, folder, FREE)  # all that the user gave is good: from here on the folder is a run
                 write_text(folder / "split.json", split.text)
+                if not (folder / COMMIT).exists():
+                    write_text(folder / COMMIT, commit())
                 keep_start(options)
             if (folder / RESULTS).exists():
                 say(f"{folder} is finished (remove it to train again):\n\n{(folder / RESULTS).read_text()}")
@@ -229,10 +233,13 @@ def finish(options: Options, task: Task, model: nn.Module, store: Store, split: 
     models.round_as_saved(model)  # what is measured is what the file will hold
     folder, rows = options.folder, split.rows(store, "test")
     header = task.about(options, model, store, split) | {
-        "preprocessing": store.options, "data": store.folder.name, "split": asdict(split), "commit": commit(),
+        "preprocessing": store.options, "data": store.folder.name, "split": asdict(split), "commit": commits(folder),
         "seen": seen(options, store, split),
     }  # fmt: skip
-    measured = task.measure(options, model, store, rows, header)
+    try:
+        measured = task.measure(options, model, store, rows, header)
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}: trained, but not tested yet") from None
     if distributed.rank() > 0:
         return
     made = ", ".join(f"{name} {value}" for name, value in options.architecture.items())
@@ -261,7 +268,7 @@ def evaluate(options: Options, task: Task) -> None:
             raise ValueError(f"{options.evaluate} holds {model.name}; this script scores {', '.join(mine)}")
         if (folder / "last.pt").exists():
             raise ValueError(f"{folder} is a training run: choose another --name for the evaluation")
-        refuse_unread(options)
+        refuse_unread(options, model.name)
         store = task.open_data(options, model.header["preprocessing"])
         data = "a phantom" if no_data(options) else options.data
         rows = np.flatnonzero(~seen_by(model.header, store))
@@ -284,13 +291,15 @@ def evaluate(options: Options, task: Task) -> None:
         print(text)
 
 
-def refuse_unread(options: Options) -> None:
+def refuse_unread(options: Options, name: str) -> None:
     """Raises ValueError for options that do nothing here: the table would be taken for that of --fold 0."""
+    if options.model not in (name, type(options)().model):  # type: ignore[call-arg]
+        raise ValueError(f"{options.evaluate} holds {name}: leave --model out")
     default = type(options)(model=options.model)  # type: ignore[call-arg]  # the scripts' options have defaults
     changed = [name for name, value in vars(options).items() if value != getattr(default, name)]
     if unread := [f"--{name.replace('_', '-')}" for name in changed if name not in EVALUATED]:
-        said = ", ".join(unread)
-        raise ValueError(f"{said}: for trainings only; --evaluate scores all its weights have not seen: leave it out")
+        whole = "--evaluate scores all that its weights have not seen"
+        raise ValueError(f"{', '.join(unread)}: for trainings only; {whole}: leave it out, or choose another --name")
 
 
 def keep_evaluation(options: Options, store: Store) -> None:
@@ -302,8 +311,14 @@ def keep_evaluation(options: Options, store: Store) -> None:
     write_text(path, store.fingerprint)
 
 
+def commits(folder: Path) -> str:
+    """The project's version that a run began with, and that of today if it is another one."""
+    began = (folder / COMMIT).read_text() if (folder / COMMIT).exists() else ""
+    return " to ".join(dict.fromkeys(filter(None, (began, commit()))))
+
+
 def commit() -> str:
-    """The project's version that made the weights; empty outside a git checkout."""
+    """The project's version; empty outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -29,7 +29,8 @@ def save(state: dict[str, Any], path: Path) -> None:
             if path.exists():
                 path.replace(_previous(path))
     except RuntimeError as error:  # torch reports a failed write so
-        raise OSError(f"{path} could not be written (is the disk full?): free some space and resume") from error
+        why = str(error).partition("\n")[0]
+        raise OSError(f"{path} could not be written (is the disk full?): free some space and resume ({why})") from error
 
 
 def load(path: Path) -> dict[str, Any] | None:

@@ -75,6 +75,8 @@ def exits(resumes: bool = False) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
+        if not _first():
+            sys.exit(0)  # a process that fails would have srun kill the first, which may not have said all
         _tell("CONTINUE_MARK", str(stop))
         print(f"{stop}; {'the same command goes on from there' if resumes else stays}", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -98,9 +100,14 @@ def exits(resumes: bool = False) -> Iterator[None]:
         sys.exit(BAD_INPUT)
 
 
+def _first() -> bool:
+    """Whether this process is the first of several, or alone; see `utils.distributed.place`."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def _tell(mark: str, text: str) -> None:
     """Tell a job script that asks to be told in a file (see jobs/common.sh); of several processes the first does."""
-    if (path := os.environ.get(mark)) and os.environ.get("SLURM_PROCID", "0") == "0":
+    if (path := os.environ.get(mark)) and _first():
         write_text(Path(path), f"{text}\n")
 
 

@@ -53,10 +53,18 @@ class Result:
 
 
 def table_of(run: Path) -> Path | None:
-    """The table of test cases that a run has left, if it is finished."""
+    """The table of test cases that a run has left, if it is finished.
+
+    Raises:
+        ValueError: it is finished, and has no such table.
+    """
     if run.is_dir():
+        if not (run / "results.md").exists():
+            return None
         found = [run / name for name in TABLES if (run / name).is_file()]
-        return found[0] if found and (run / "results.md").exists() else None
+        if not found:
+            raise ValueError(f"{run} has no table of test cases (a leaky split leaves none): see its results.md")
+        return found[0]
     return run if run.is_file() else None
 
 
@@ -91,6 +99,8 @@ def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
         found = re.fullmatch(r"(.+)_fold(\d+)of(\d+)", name)
         method, fold, folds = (found[1], int(found[2]), int(found[3])) if found else (name, 0, 1)
         result = results.setdefault(method, Result(missing=set(range(folds)), folds=folds))
+        if not found and method in results and not result.missing:
+            raise ValueError(f"{run} is the second run that is called {name}: rename one")
         if fold not in result.missing or folds != result.folds:
             raise ValueError(f"{run} is no new fold beside the others of {method}: give each run once, of one split")
         result.missing.remove(fold)
@@ -159,18 +169,29 @@ def of_images(results: dict[str, Result]) -> str:
     return table(lines)
 
 
+def known(row: dict[str, str]) -> tuple[str | None, str | None]:
+    """What is known of an image without a network."""
+    return row.get("truth"), row.get("group")
+
+
 def differences_of_images(results: dict[str, Result]) -> str:
-    """Accuracy of one method less that of another on the images that both have, with its interval over groups; empty
-    where no two methods have images in common."""
+    """Accuracy of one method less that of another on the images that both have, with its interval over groups.
+
+    Only methods of as many folds are compared: the official split has patients on both sides. Files are the same image
+    where truth and group agree. Empty where nothing can be compared.
+    """
     lines = [["difference", "images", "accuracy"]]
     for one, other in combinations(results, 2):
-        both = sorted(set(results[one].rows) & set(results[other].rows))
-        if both:
-            mine, theirs = ([results[method].rows[name] for name in both] for method in (one, other))
-            right = [np.array([row["prediction"] == row["truth"] for row in rows], float) for rows in (mine, theirs)]
-            groups = np.array([row["group"] for row in mine])
+        mine, theirs = results[one], results[other]
+        same = [name for name, row in mine.rows.items() if known(row) == known(theirs.rows.get(name, {}))]
+        if same and mine.folds == theirs.folds:
+            right = [
+                np.array([rows[name]["prediction"] == rows[name]["truth"] for name in same], float)
+                for rows in (mine.rows, theirs.rows)
+            ]
+            groups = np.array([mine.rows[name]["group"] for name in same])
             apart, low, high = classification.accuracy_interval(right[0] - right[1], groups)
-            lines.append([f"{one} - {other}", str(len(both)), f"{apart:.4f} ({low:.3f} to {high:.3f})"])
+            lines.append([f"{one} - {other}", str(len(same)), f"{apart:.4f} ({low:.3f} to {high:.3f})"])
     return table(lines) if len(lines) > 1 else ""
 
 

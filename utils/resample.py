@@ -16,6 +16,7 @@ import torch
 from datasets import brats
 from datasets.slices import NEGLIGIBLE, PIXEL
 
+LARGEST = 1000  # mm along a side: a header in micrometres would ask for all memory there is
 
 def resize(volume: np.ndarray, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
     """(C, X, Y, Z) float32 with other numbers of pixels along X and Y; mode: "bilinear", or the sharper "bicubic".
@@ -35,12 +36,14 @@ def to_network_grid(case: brats.Case) -> brats.Case:
     The rim of the brain is the mean of what brain a pixel holds, not darkened by the background beside it.
 
     Raises:
-        ValueError: no pixel is left that is mostly brain.
+        ValueError: no pixel is left that is mostly brain, or far too many are.
     """
     if np.abs(np.array(case.spacing[:2]) - PIXEL).max() < NEGLIGIBLE:
         return case
     before = case.images.shape[1:3]
     x, y = (max(round(count * width / PIXEL), 1) for count, width in zip(before, case.spacing, strict=False))
+    if max(x, y) * PIXEL > LARGEST:
+        raise ValueError(f"{case.case}: {x * PIXEL:g} x {y * PIXEL:g} mm are no head; repair the header's voxel size")
     share = resize(case.brain[None].astype(np.float32), (x, y), "bicubic")
     brain = share[0] > 0.5
     if not brain.any():

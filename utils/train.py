@@ -210,6 +210,7 @@ def fit(
             run.best = row[score] if better else run.best
             journal.end_epoch(run.state_dict(), better)
         if distributed.anywhere(bool(stop)):  # after the last step
+            distributed.wait_for_all()
             raise Interrupted(f"{stop.received or 'stopped'}: saved at the end of epoch {run.epoch}")
     return run.average.model
 
@@ -244,6 +245,7 @@ def train_one_epoch(
             journal.save(run.state_dict())
             asked = saved = time.perf_counter()
         if stopping:
+            distributed.wait_for_all()  # the first has saved: where one process ends, srun may end all
             bar.close()
             raise Interrupted(
                 f"{stop.received or 'stopped'}: saved at epoch {run.epoch + 1}, step {run.step} of {run.steps}"

@@ -86,17 +86,19 @@ def prepare(image: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 def _is_current(out: Path, original: Path) -> bool:
     """Whether a file was made from this original, by the crop of this version."""
-    if not out.exists() or out.stat().st_mtime_ns < original.stat().st_mtime_ns:
+    try:
+        with Pillow.open(out) as image:
+            made_by = image.info.get("crop")
+        return made_by == str(CROP) and out.stat().st_mtime_ns >= original.stat().st_mtime_ns
+    except OSError:  # none there, or a damaged one
         return False
-    with Pillow.open(out) as image:
-        return image.info.get("crop") == str(CROP)
 
 
 def preprocess_folder(source: Path, target: Path) -> list[str]:
     """Write the images of a data set, cropped and resized, as PNG files in the same tree below `target`.
 
-    Files of this version's crop are kept, so that a second call goes on where the first was stopped. A damaged image is
-    left out; an image whose crop is strong is written and reported.
+    Files of this version's crop are kept, so that a second call goes on where the first was stopped; others are
+    replaced. A damaged image is left out; an image whose crop is strong is written and reported.
 
     Returns:
         A sentence for each image that somebody should look at; printed, too.

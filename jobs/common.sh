@@ -119,14 +119,14 @@ name_of_task() { # SCRIPT TASK: a folder for each task, where the training's def
 train() {
     local script=$1
     shift
+    local step= asked= cancelled= code=0
+    trap 'asked=1; kill -USR1 $step 2>/dev/null' USR1 # the end is near: srun passes it on to the training
     options=("$@")
     read_site
     choose_python
     given --device >/dev/null || options+=(--device cuda) # no GPU is an error, not a slow job
     [ -n "${SLURM_ARRAY_TASK_ID:-}" ] &&
         options+=($(name_of_task "$script" "$SLURM_ARRAY_TASK_ID") $(of_task "$SLURM_ARRAY_TASK_ID"))
-    local step= asked= cancelled= code=0
-    trap 'asked=1; kill -USR1 $step 2>/dev/null' USR1 # the end is near: srun passes it on to the training
     rm -f "$CONTINUE_MARK"
     stage
     [ -z "$asked" ] || finish $KILLED
@@ -134,6 +134,7 @@ train() {
     echo "== srun ${processes[*]} $python $script ${options[*]}"
     srun --kill-on-bad-exit=1 "${processes[@]}" "$python" "$script" "${options[@]}" &
     step=$!
+    [ -z "$asked" ] || kill -USR1 "$step" # while it was starting
     trap 'cancelled=1; kill -USR1 $step 2>/dev/null' TERM # scancel, or Slurm requeues the job by itself
     until wait "$step"; code=$?; [ $code -le 128 ] || ! kill -0 "$step" 2>/dev/null; do :; done
     finish "$code"

@@ -149,12 +149,14 @@ def test_of_two_trainings_that_decoded_the_same_one_leaves_it_and_none_a_part(pr
     assert [str(path.relative_to(cache)) for path in sorted(cache.rglob("*"))] == ["new", "new/x"]
 
 
-@pytest.mark.parametrize("when", ["copying", "starting"])
+@pytest.mark.parametrize("when", ["loading modules", "copying", "starting"])
 def test_a_signal_before_the_training_listens_brings_the_job_back_once(project: Path, when: str) -> None:
     (project / "datasets" / "cache").mkdir(parents=True)
     stand_in(project, "scontrol", 'echo "$@" >>requeued')
     stand_in(project, "sleep", "")
-    if when == "copying":
+    if when == "loading modules":
+        (project / "jobs" / "site.sh").write_text("kill -USR1 $$")
+    elif when == "copying":
         stand_in(project, "cp", 'kill -USR1 "$(ps -o ppid= $PPID)"; /bin/cp "$@"')
     else:
         both = "kill -USR1 $PPID; kill -USR1 $$"  # the job and the training

@@ -354,20 +354,27 @@ def test_two_processes_of_srun_train_as_one_does(cluster: dict[str, str], clone:
 
 
 SLOW = """
-import os, time
-if os.environ.get("SLURM_PROCID") == "0" and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
-    sync = os.fsync
-    def fsync(file):
-        time.sleep(5 * os.path.exists("{flag}"))
-        sync(file)
-    os.fsync = fsync
+import atexit, os, time
+if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+    if os.environ.get("SLURM_PROCID") == "0":
+        sync = os.fsync
+        def fsync(file):
+            time.sleep(5 * os.path.exists("{flag}"))
+            sync(file)
+        os.fsync = fsync
+    elif os.environ.get("SLURM_PROCID") == "1":
+        def leave():
+            saved = os.stat("{last}").st_mtime > os.stat("{flag}").st_mtime
+            open("{flag}.left", "w").write(f"saved {{saved}}")
+        atexit.register(leave)
 """
 
 
 def test_of_two_processes_none_ends_before_the_first_has_saved(
     cluster: dict[str, str], clone: Path, cases: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SLOW.format(flag=tmp_path / "slow"))  # a large model on a slow disk
+    last = clone / "runs" / "slow" / "last.pt"  # of a large model on a slow disk
+    (tmp_path / "sitecustomize.py").write_text(SLOW.format(flag=tmp_path / "slow", last=last))
     slow = cluster | {"PYTHONPATH": str(tmp_path)}
     job = submit(slow, clone, cases, "slow", "--epochs", "12", sbatch=("--ntasks=2",))
     until_trained(cluster, clone, job, "slow")
@@ -375,6 +382,7 @@ def test_of_two_processes_none_ends_before_the_first_has_saved(
     run(cluster, "scancel", "--batch", "--signal=USR1", job)
     assert wait_for(cluster, clone, job) == "COMPLETED", log(clone, job)
     assert log(clone, job).count("== job") == 2 and "to be continued: SIGUSR1: saved at epoch" in log(clone, job)
+    assert (tmp_path / "slow.left").read_text() == "saved True"
 
 
 def test_data_are_staged_to_a_disk_of_the_node_unless_it_is_full(

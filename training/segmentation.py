@@ -94,8 +94,9 @@ def measure(
     precision = chosen_precision(options, device)
     if header["split"]["unit"] == "slice":
         mine = rows[distributed.rank() :: distributed.size()]
-        return [], count_all(model, Batches(store, mine, 32, device), len(CLASSES), precision)
-    return score(model, list(case_scans(store, rows, device)), CLASSES, REGIONS, precision, header["min_volume"])
+        return [], count_all(model, Batches(store, mine, options.batch_size, device), len(CLASSES), precision)
+    scans = list(case_scans(store, rows, device, options.batch_size))
+    return score(model, scans, CLASSES, REGIONS, precision, header["min_volume"])
 
 
 def report(
@@ -108,7 +109,7 @@ def report(
         title = f"LEAKY SPLIT (slices of one patient on both sides: no measure of skill): {title}"
     else:
         device = next(model.parameters(), torch.empty(0)).device
-        scans = {scan.case: scan for scan in case_scans(store, rows, device)}
+        scans = {scan.case: scan for scan in case_scans(store, rows, device, options.batch_size)}
         chosen = results.best_median_worst(scored)
         how = chosen_precision(options, device), header["min_volume"]
         labels = {row["case"]: segment(model, scans[row["case"]], *how) for row in chosen.values()}
@@ -118,12 +119,12 @@ def report(
     return text, results.headline(scored, counts, CLASSES)
 
 
-def case_scans(store: Store, rows: np.ndarray, device: torch.device) -> Iterator[Scan]:
+def case_scans(store: Store, rows: np.ndarray, device: torch.device, batch_size: int = 32) -> Iterator[Scan]:
     """The cases that the rows belong to, one after the other."""
     for info in store.info:
         mine = rows[store.index["case"][rows] == info["case"]]
         if len(mine):
-            batches = Batches(store, mine, 32, device)
+            batches = Batches(store, mine, batch_size, device)
             yield Scan(info["case"], info["patient"], batches, store.index["slice"][mine], info["spacing"])
 
 

@@ -91,9 +91,10 @@ def run(options: Options, task: Task) -> None:
             model = build_model(options)
             refuse_overlap(options, split, store)
             if first:
+                begins = not (folder / cli.SAVED).exists()
                 cli.keep(options, folder, FREE)  # all that the user gave is good: from here on the folder is a run
                 write_text(folder / "split.json", split.text)
-                if not (folder / COMMIT).exists():
+                if begins:
                     write_text(folder / COMMIT, commit())
                 keep_start(options)
             if (folder / RESULTS).exists():
@@ -102,7 +103,11 @@ def run(options: Options, task: Task) -> None:
             distributed.wait_for_all()
             keep_freed_memory()
             model = model.to(device).to(memory_format=torch.channels_last)
-            finish(options, task, task.train(options, model, store, split, device), store, split)
+            model = task.train(options, model, store, split, device)
+            try:
+                finish(options, task, model, store, split)
+            except Interrupted as stop:
+                raise Interrupted(f"{stop}: trained, but not tested yet") from None
 
 
 def no_data(options: Options) -> bool:
@@ -236,10 +241,7 @@ def finish(options: Options, task: Task, model: nn.Module, store: Store, split: 
         "preprocessing": store.options, "data": store.folder.name, "split": asdict(split), "commit": commits(folder),
         "seen": seen(options, store, split),
     }  # fmt: skip
-    try:
-        measured = task.measure(options, model, store, rows, header)
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}: trained, but not tested yet") from None
+    measured = task.measure(options, model, store, rows, header)
     if distributed.rank() > 0:
         return
     made = ", ".join(f"{name} {value}" for name, value in options.architecture.items())
@@ -312,8 +314,8 @@ def keep_evaluation(options: Options, store: Store) -> None:
 
 
 def commits(folder: Path) -> str:
-    """The project's version that a run began with, and that of today if it is another one."""
-    began = (folder / COMMIT).read_text() if (folder / COMMIT).exists() else ""
+    """The project's version that a run began with (older runs do not say it), and that of today if it is another."""
+    began = (folder / COMMIT).read_text() if (folder / COMMIT).exists() else "unknown"
     return " to ".join(dict.fromkeys(filter(None, (began, commit()))))
 
 

@@ -36,6 +36,8 @@ SAVED = "options.json"
 def main(function: Callable[[Options], None], kind: type[Options], description: str | None) -> None:
     """Parse the command line, call `function`, and exit: 0, 2 on bad input, 75 when interrupted, 141 if none reads on.
 
+    Of several processes the first alone exits with 75, the others with 0.
+
     Where the folder of the run holds the options of an earlier start, these are the defaults: a run goes on with its
     name alone. With TRACEBACK=1 in the environment an error shows where it came from.
     """
@@ -75,7 +77,7 @@ def exits(resumes: bool = False) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        if not _first():
+        if resumes and not _first():
             sys.exit(0)  # a process that fails would have srun kill the first, which may not have said all
         _tell("CONTINUE_MARK", str(stop))
         print(f"{stop}; {'the same command goes on from there' if resumes else stays}", file=sys.stderr)

@@ -53,18 +53,10 @@ class Result:
 
 
 def table_of(run: Path) -> Path | None:
-    """The table of test cases that a run has left, if it is finished.
-
-    Raises:
-        ValueError: it is finished, and has no such table.
-    """
+    """The table of test cases that a run has left, if it is finished."""
     if run.is_dir():
-        if not (run / "results.md").exists():
-            return None
         found = [run / name for name in TABLES if (run / name).is_file()]
-        if not found:
-            raise ValueError(f"{run} has no table of test cases (a leaky split leaves none): see its results.md")
-        return found[0]
+        return found[0] if found and (run / "results.md").exists() else None
     return run if run.is_file() else None
 
 
@@ -99,7 +91,7 @@ def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
         found = re.fullmatch(r"(.+)_fold(\d+)of(\d+)", name)
         method, fold, folds = (found[1], int(found[2]), int(found[3])) if found else (name, 0, 1)
         result = results.setdefault(method, Result(missing=set(range(folds)), folds=folds))
-        if not found and method in results and not result.missing:
+        if not found and not result.missing:
             raise ValueError(f"{run} is the second run that is called {name}: rename one")
         if fold not in result.missing or folds != result.folds:
             raise ValueError(f"{run} is no new fold beside the others of {method}: give each run once, of one split")
@@ -205,9 +197,10 @@ def main(runs: tuple[Path, ...], /) -> None:
     if patients:
         print(of_patients(patients), end="\n\n")
     if images:
-        print(of_images(images), differences_of_images(images), sep="\n\n", end="\n\n")
+        print(*filter(None, (of_images(images), differences_of_images(images))), sep="\n\n", end="\n\n")
     for run in without:
-        print(f"missing: {run} has no results")
+        leaky = " a patient (a leaky split has none, see results.md)" if (run / "results.md").exists() else ""
+        print(f"missing: {run} has no results{leaky}")
     if without:
         sys.exit(1)
 

@@ -18,6 +18,7 @@ from datasets.slices import NEGLIGIBLE, PIXEL
 
 LARGEST = 1000  # mm along a side: a header in micrometres would ask for all memory there is
 
+
 def resize(volume: np.ndarray, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
     """(C, X, Y, Z) float32 with other numbers of pixels along X and Y; mode: "bilinear", or the sharper "bicubic".
 

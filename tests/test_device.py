@@ -1,4 +1,7 @@
-"""Tests of the choice of precision."""
+"""Tests of the choice of precision, and of the memory that a process keeps."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -25,3 +28,38 @@ def test_a_cpu_computes_in_bf16_only_where_that_is_faster(
 def test_matrices_are_multiplied_to_measure() -> None:
     small, large = (min(device.seconds_to_multiply(torch.float32, side) for _ in range(5)) for side in (64, 1024))
     assert small < large / 50  # 4096 times the work
+
+
+FAULTS = """
+import resource
+from ctypes import CDLL
+import numpy as np
+from utils import device
+
+class OldGlibc:  # refuses a threshold above 32 MB
+    def __init__(self, name):
+        self.libc = CDLL(name)
+
+    def mallopt(self, what, value):
+        return 0 if what == -3 and value > 2**25 else self.libc.mallopt(what, value)
+
+if {old}:
+    device.ctypes.CDLL = OldGlibc
+if {keep}:
+    device.keep_freed_memory()
+for turn in range(20):
+    if turn == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.empty(2**23).fill(1)  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of Linux's glibc")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    def faults(**how: bool) -> int:
+        return int(subprocess.check_output([sys.executable, "-c", FAULTS.format(**how)], text=True))
+
+    assert faults(keep=False, old=False) > 100  # 10 times 64 MiB from the kernel (in huge pages, perhaps)
+    assert faults(keep=True, old=False) < 20
+    assert faults(keep=True, old=True) < 20

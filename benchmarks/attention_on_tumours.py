@@ -37,8 +37,8 @@ from datasets.splits import tumour_voxels
 from datasets.store import Store
 from models.unet import LEVELS, pad
 from training.options import ROOT, UNetOptions
+from training.seen import seen_by
 from training.segmentation import open_data
-from training.stages import seen_by
 from utils import cli, explain, explain_plots, markdown
 from utils.evaluate import summary
 from utils.journal import write_csv

@@ -23,6 +23,7 @@ from tests.test_images import head
 from training import classification, stages
 from training.cnn_training import main
 from training.options import CNNOptions, ImageOptions, ViTOptions
+from training.seen import seen_by
 from utils import cli
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -148,10 +149,10 @@ def test_folds_keep_patients_apart_and_evaluation_leaves_out_what_was_seen(optio
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     others = open_images(elsewhere, options.cache, options.image_size)
-    assert not stages.seen_by(header, others).any()
+    assert not seen_by(header, others).any()
     whole = {"split": {"train": ["Training/glioma/Tr-gl_00.jpg"], "val": []}}  # whole paths
-    assert stages.seen_by(whole, open_images(options.data, options.cache, options.image_size)).sum() == 1
-    assert not stages.seen_by({"seen": ["Tr-gl_00"]}, others).any(), "a patient may be called like a file of another"
+    assert seen_by(whole, open_images(options.data, options.cache, options.image_size)).sum() == 1
+    assert not seen_by({"seen": ["Tr-gl_00"]}, others).any(), "a patient may be called like a file of another"
     tuned = replace(options, init=asked.evaluate, split="patient", fold=1, folds=3, name=str(tmp_path / "tuned"))
     with pytest.raises(ValueError, match="which this split tests on"):
         stages.run(tuned, classification)
@@ -186,10 +187,10 @@ def test_files_of_one_name_in_training_and_testing_are_told_apart(tree: Path, tm
     store = open_images(folder, tmp_path / "cache", 32)
     rows = np.flatnonzero(store.index["part"] == 0)
     header = {"seen": store.index["case"][rows].tolist()}
-    assert np.array_equal(np.flatnonzero(stages.seen_by(header, store)), rows)
+    assert np.array_equal(np.flatnonzero(seen_by(header, store)), rows)
     (folder / "Testing").rename(tmp_path / "moved")
     elsewhere = open_images(tmp_path / "moved", tmp_path / "cache", 32)
-    assert stages.seen_by({"seen": [f"anywhere/{name}" for name in elsewhere.index["case"]]}, elsewhere).all()
+    assert seen_by({"seen": [f"anywhere/{name}" for name in elsewhere.index["case"]]}, elsewhere).all()
 
 
 def test_each_model_has_its_own_recipe_unless_another_is_given() -> None:

@@ -22,6 +22,7 @@ from datasets import brats, splits
 from tests.conftest import AFFINE, make_case, write_case
 from training import segmentation, stages
 from training.options import UNetOptions
+from training.seen import seen_by
 from training.unet_training import main
 from utils import cli
 from utils.metrics import region_scores
@@ -208,8 +209,8 @@ def test_a_leaky_model_has_seen_its_slices_and_the_patients_of_the_weights_it_st
     patients, z = store.index["patient"], store.index["slice"]
     theirs = patients == patients[0]
     header = {"seen": [f"{store.index['case'][0]}:{z[0]}"], "split": {"unit": "slice", "train": [], "val": []}}
-    assert np.array_equal(stages.seen_by(header, store), theirs & (z == z[0]))
-    assert np.array_equal(stages.seen_by(header | {"seen": [*header["seen"], patients[0]]}, store), theirs)
+    assert np.array_equal(seen_by(header, store), theirs & (z == z[0]))
+    assert np.array_equal(seen_by(header | {"seen": [*header["seen"], patients[0]]}, store), theirs)
 
 
 def test_a_leaky_model_tuned_from_another_can_still_be_tested_on_what_both_have_not_seen(
@@ -220,7 +221,7 @@ def test_a_leaky_model_tuned_from_another_can_still_be_tested_on_what_both_have_
     second = replace(first, init=str(first.folder / "ImprovedUNet.safetensors"), name=str(tmp_path / "second"))
     stages.run(second, segmentation)
     store = segmentation.open_data(options)
-    one, two = (stages.seen_by(models.read_header(run.folder / "ImprovedUNet.safetensors"), store)
+    one, two = (seen_by(models.read_header(run.folder / "ImprovedUNet.safetensors"), store)
                 for run in (first, second))  # fmt: skip
     assert np.array_equal(one, two) and 0 < one.sum() < len(store)
 

@@ -17,7 +17,8 @@ from datasets.slices import open_slices
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import UNetOptions
-from training.stages import chosen_precision, no_data, recipe_of, say, seen_by
+from training.seen import seen_by
+from training.stages import chosen_precision, no_data, recipe_of, say
 from utils import distributed, plots, results
 from utils.evaluate import Scan, count_all, score, segment, validate
 from utils.losses import LOSSES

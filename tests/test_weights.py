@@ -187,7 +187,9 @@ def test_load_into_refuses_another_kind_and_names_both(name: str, n_filters: int
         models.load_into(other, path)
 
 
-def test_what_learnt_from_simulated_heads_alone_has_seen_no_patient() -> None:
-    model = models.load(weights.SAVED_MODELS / "simulated" / "CustomCNN.safetensors")
+@pytest.mark.parametrize(("name", "size"), [("CustomCNN", 128), ("CustomCNN_176", 176)])
+def test_what_learnt_from_simulated_heads_alone_has_seen_no_patient(name: str, size: int) -> None:
+    model = models.load(weights.SAVED_MODELS / "simulated" / f"{name}.safetensors")
+    assert model.options["image_size"] == size == model.header["preprocessing"]["image_size"]
     seen = weights.noted(model.header)
     assert seen and all(Path(name).name.startswith("Phantom_1_") for name in seen)

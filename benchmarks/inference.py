@@ -53,10 +53,10 @@ def ours(setting: "Setting", model: Any, patient: "Patient") -> "np.ndarray":
     import numpy as np
     import torch
 
-    from datasets.slices import prepare, uncrop
+    from datasets.slices import case_block, uncrop
     from utils.evaluate import Scan, segment
 
-    block = prepare(patient, setting.window)
+    block = case_block(patient, setting.window)
     images, labels = (torch.from_numpy(array).split(WINDOWS) for array in (block.images, block.targets))
     batches = ((image.to(setting.device).float(), label) for image, label in zip(images, labels, strict=True))
     slices = np.array([row["slice"] for row in block.rows])

@@ -53,7 +53,7 @@ class Augmentation:
             draw: the random numbers of these samples.
         """
         images = images.float()
-        grid = self._grid(images, draw)
+        grid = affine_grid(self._affine(images, draw), *images.shape[-2:])
         changed = F.grid_sample(self._contrast(images, draw), grid, align_corners=False)
         moved = F.grid_sample(masks[:, None].float(), grid, mode="nearest", align_corners=False)
         return changed, moved[:, 0].to(masks.dtype)
@@ -62,10 +62,6 @@ class Augmentation:
         """The same with all limits multiplied; the flip stays."""
         limits = {name: value * strength for name, value in vars(self).items() if name != "flip"}
         return replace(self, **limits)
-
-    def _grid(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """(B, H, W, 2): from where in the image each pixel comes."""
-        return affine_grid(self._affine(images, draw), *images.shape[-2:])
 
     def _affine(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         """(B, 2, 3) maps from output to input in the normalised coordinates of `affine_grid` (x = W, y = H)."""

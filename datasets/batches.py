@@ -15,7 +15,7 @@ from datasets.store import Store
 
 Augment = Callable[[torch.Tensor, torch.Tensor, Draw], tuple[torch.Tensor, torch.Tensor]]
 Batch = tuple[torch.Tensor, torch.Tensor]
-PART = 1024  # rows that are copied to a GPU at once
+CHUNK = 1024  # rows that are copied to a GPU at once
 
 
 class Batches:
@@ -74,7 +74,7 @@ class Batches:
         copies = []
         for array in (self.store.images, self.store.targets):
             copy = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype, device=self.device)
-            for rows in np.array_split(np.arange(len(array)), -(-len(array) // PART)):
+            for rows in np.array_split(np.arange(len(array)), -(-len(array) // CHUNK)):
                 self.store.expect(rows)
                 copy[rows[0] : rows[-1] + 1] = torch.from_numpy(array[rows])
             copies.append(copy)

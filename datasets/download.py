@@ -28,7 +28,7 @@ from datasets.images import find_images
 if TYPE_CHECKING:
     from kaggle.api.kaggle_api_extended import KaggleApi
 
-ROOT = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
 CREDENTIALS = (
     "make a token at https://www.kaggle.com/settings/api and put it into KAGGLE_API_TOKEN or ~/.kaggle/access_token; "
     "an API key as KAGGLE_USERNAME + KAGGLE_KEY or in ~/.kaggle/kaggle.json works too, and so does `kaggle auth login`"
@@ -214,13 +214,13 @@ def _in_one_sentence(dataset: DataSet) -> Iterator[None]:
 def main(what: Literal["classification", "segmentation", "all"] = "all", /) -> None:
     """Fetch what is not there yet; the images for classification are cropped, too."""
     if what != "segmentation":
-        source = ROOT / CLASSIFICATION.name
+        source = HERE / CLASSIFICATION.name
         fetch(CLASSIFICATION, source)
         from datasets.preprocessing import preprocess_folder
 
         preprocess_folder(source, source / "preprocessed")
     if what != "classification":
-        fetch(SEGMENTATION, ROOT / SEGMENTATION.name)
+        fetch(SEGMENTATION, HERE / SEGMENTATION.name)
 
 
 if __name__ == "__main__":

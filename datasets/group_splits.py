@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from datasets.splits import Split, check_fold
+from datasets.splits import Split, Unit, check_fold, members
 from datasets.store import Store
 
 TESTING = 1  # in the index's column `part`
@@ -65,9 +65,9 @@ def _deal(store: Store, rows: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def _with_validation(
-    store: Store, rest: np.ndarray, tested: np.ndarray, val: float, seed: int, unit: str = "patient"
+    store: Store, rest: np.ndarray, tested: np.ndarray, val: float, seed: int, unit: Unit = "patient"
 ) -> Split:
     watched = _deal(store, rest, max(2, round(1 / val)), seed) == 0 if val else np.zeros(len(rest), bool)
-    names = store.index["patient" if unit == "patient" else "case"]
+    names = members(store, unit)
     parts = (rest[~watched], rest[watched], tested)
-    return Split(unit, *(np.unique(names[rows]).tolist() for rows in parts))  # type: ignore[arg-type]
+    return Split(unit, *(np.unique(names[rows]).tolist() for rows in parts))

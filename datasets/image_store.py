@@ -17,7 +17,7 @@ from datasets import patients, store
 from datasets.duplicates import groups, near_pairs, thumbnails
 from datasets.images import CLASSES, PARTS, Image, find_images, read_gray
 from datasets.parallel import ahead
-from datasets.preprocessing import CROP, SIDE, prepare
+from datasets.preprocessing import CROP, SIDE, crop_to_head, resize
 
 BLOCK = 256  # images
 
@@ -54,7 +54,7 @@ def open_images(folder: Path, cache: Path, image_size: int = 128) -> store.Store
                 raise
             return f"left out: {error}"
         part = PARTS.index(image.part) if image.part in PARTS else len(PARTS)
-        return Read(image.name, part, about, shrink(prepare(pixels), image_size), thumbnails([pixels])[0])
+        return Read(image.name, part, about, resize(crop_to_head(pixels), image_size), thumbnails([pixels])[0])
 
     def produce() -> Iterator[store.Block]:
         jobs = list(zip(images, known, strict=True))
@@ -94,14 +94,6 @@ def blocks(found: Iterable[Read | str]) -> Iterator[store.Block]:
     names, known, thumbs = zip(*kept, strict=True)
     for row, group in zip(rows, group_names(names, known, np.stack(thumbs)), strict=True):
         row["patient"] = group  # known only now; the index is written after the last block
-
-
-def shrink(image: np.ndarray, image_size: int) -> np.ndarray:
-    """A prepared image (side, side) uint8 at the size that the network sees."""
-    import cv2
-
-    smaller = image_size <= len(image)
-    return cv2.resize(image, (image_size, image_size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
 def group_names(names: Sequence[str], known: Sequence[str], thumbs: np.ndarray) -> list[str]:

@@ -27,7 +27,7 @@ CROP = 2  # raise it when another crop is taken: stores and files are then made 
 BLUR = 5  # pixels, width of the smoothing before the outline is taken
 DARK = 0.12  # share of the brightest (their 99th percentile) up to which a pixel is background
 STRONG = 0.4  # share of the area below which a crop is reported: look at it
-ROOT = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
 
 
 def crop_box(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -74,14 +74,18 @@ def _outline(image: np.ndarray) -> tuple[int, int, int, int]:
     return y + rim, y + h - rim, x + rim, x + w - rim
 
 
-def prepare(image: np.ndarray, side: int = SIDE) -> np.ndarray:
+def crop_to_head(image: np.ndarray, side: int = SIDE) -> np.ndarray:
     """Crop a gray image (H, W) uint8 to the head and resize it to (side, side)."""
+    top, bottom, left, right = crop_box(image)
+    return resize(image[top:bottom, left:right], side)
+
+
+def resize(image: np.ndarray, side: int) -> np.ndarray:
+    """An image (H, W) uint8 at (side, side): areas averaged where it shrinks, else bilinear."""
     import cv2
 
-    top, bottom, left, right = crop_box(image)
-    head = image[top:bottom, left:right]
-    shrink = min(head.shape) > side
-    return cv2.resize(head, (side, side), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    shrinks = min(image.shape) > side
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _is_current(out: Path, original: Path) -> bool:
@@ -119,10 +123,11 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
             pixels = read_gray(image.path)
         except ValueError as error:
             return str(error)
+        top, bottom, left, right = crop_box(pixels)
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary:
-            Pillow.fromarray(prepare(pixels)).save(temporary, "png", pnginfo=made)
-        top, bottom, left, right = crop_box(pixels)
+            head = resize(pixels[top:bottom, left:right], SIDE)
+            Pillow.fromarray(head).save(temporary, "png", pnginfo=made)
         share = (bottom - top) * (right - left) / pixels.size
         return f"{image.path} was cropped to {share:.0%} of its area: look at {out}" if share < STRONG else ""
 
@@ -141,7 +146,7 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
         return sentences
 
 
-def main(source: Path = ROOT / "classification", target: Path | None = None, /) -> None:
+def main(source: Path = HERE / "classification", target: Path | None = None, /) -> None:
     """Crop and resize all images below SOURCE; the default TARGET is SOURCE/preprocessed."""
     target = target or source / PREPROCESSED
     sentences = preprocess_folder(source, target)

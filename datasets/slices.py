@@ -6,6 +6,7 @@ of the whole 240 x 240 slice and loses nothing.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ def window_start(brain: np.ndarray, window: Sequence[int], case: str = "") -> tu
         inside = np.flatnonzero(brain.any(axis=(1 - axis, 2)))
         low, high = int(inside[0]), int(inside[-1]) + 1
         start.append((low + high - size) // 2)
-        needed.append(max(size, -(-(high - low) // 16) * 16))
+        needed.append(size if high - low <= size else -(-(high - low) // 16) * 16)
     if tuple(needed) != tuple(window):
         raise WindowTooSmall(case, window, (needed[0], needed[1]))
     return start[0], start[1]
@@ -129,7 +130,7 @@ def network_slices(
     return Slices(np.ascontiguousarray(images, dtype=np.float16), kept, start)
 
 
-def prepare(case: brats.Case, window: Sequence[int] = WINDOW, normalise: str = "zscore") -> store.Block:
+def case_block(case: brats.Case, window: Sequence[int] = WINDOW, normalise: str = "zscore") -> store.Block:
     """The slices of one case that show brain: images (n, 4, *window) float16, labels (n, *window) uint8.
 
     Raises:
@@ -171,25 +172,23 @@ def open_slices(
         source.check()  # what the names alone show, before minutes of decoding
     paths = [path for source in sources for path in source.paths()]
 
-    def read(source: brats.Source) -> store.Block:
-        return prepare(brats.read_case(source, labels, modalities), window, normalise)
+    def produce(size: tuple[int, int]) -> Iterator[store.Block]:
+        def read(source: brats.Source) -> store.Block:
+            return case_block(brats.read_case(source, labels, modalities), size, normalise)
 
-    def produce() -> Iterator[store.Block]:
-        bar = tqdm(total=len(sources), desc=f"storing {folder.name}", unit="case", dynamic_ncols=True)
-        with bar:
-            for block in ahead(read, sources):
-                yield block
-                bar.update()
+        yield from tqdm(
+            ahead(read, sources), total=len(sources), desc=f"storing {folder.name}", unit="case", dynamic_ncols=True
+        )
 
     options = {"window": window, "labels": labels, "modalities": list(modalities), "normalise": normalise}
+    size = window  # the store is sought under the one asked for, so that nothing is decoded in vain
     while True:
         try:
-            found = store.open_or_build(cache, folder.resolve().name, paths, options, produce)
-            # the one that it was made with; sought under the one asked for, so that nothing is decoded in vain
+            found = store.open_or_build(cache, folder.resolve().name, paths, options, partial(produce, size))
             return replace(found, options=found.options | {"window": list(found.images.shape[2:])})
         except WindowTooSmall as error:
-            window = error.needed
-            print(f"{error}: taking {window[0]} x {window[1]}", flush=True)
+            size = error.needed
+            print(f"{error}: taking {size[0]} x {size[1]}", flush=True)
 
 
 def _unlabelled(source: brats.Source) -> bool:

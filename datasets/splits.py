@@ -7,6 +7,7 @@ much that flatters, and whatever is made with it says so.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +35,7 @@ class Split:
     data: str = ""  # fingerprint of the store it was made for
 
     def __post_init__(self) -> None:
-        for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        for one, other in combinations(PARTS, 2):
             if common := set(getattr(self, one)) & set(getattr(self, other)):
                 raise ValueError(f"the split has {sorted(common)[0]} in both {one} and {other}: make it anew")
         if not self.train or not self.test:

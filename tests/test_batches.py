@@ -53,7 +53,7 @@ def test_rare_rows_are_drawn_by_share(tmp_path: Path) -> None:
 def test_a_copy_on_the_device_gives_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Batches(numbered(tmp_path), np.arange(3, 20), 4, CPU, seed=1)
     monkeypatch.setattr(Batches, "_fits", lambda _: True)  # as on a GPU
-    monkeypatch.setattr(batches, "PART", 5)
+    monkeypatch.setattr(batches, "CHUNK", 5)
     copied = Batches(numbered(tmp_path), np.arange(3, 20), 4, CPU, seed=1, resident=True)
     for one, other in zip([*plain.epoch(0), *plain], [*copied.epoch(0), *copied], strict=True):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])

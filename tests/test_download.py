@@ -127,7 +127,7 @@ def test_a_data_set_is_fetched_whole_once_and_then_left_alone(
 def test_the_command_fetches_what_is_missing(
     server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(download, "ROOT", tmp_path)
+    monkeypatch.setattr(download, "HERE", tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
     files = tree(heads(tmp_path / "made")) | {"Testing/notumor/Te-no_0001.jpg": b"no image"}
     server.data = zipped(files)
@@ -216,7 +216,7 @@ def test_what_kaggle_refuses_is_one_sentence_with_the_remedy(
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     server.status = status
-    monkeypatch.setattr(download, "ROOT", target.parent)
+    monkeypatch.setattr(download, "HERE", target.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
     monkeypatch.setattr(sys, "argv", ["download.py", "segmentation"])
     with pytest.raises(SystemExit) as stop:
@@ -447,7 +447,7 @@ from kagglesdk import kaggle_env
 kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = {address!r}
 from datasets import download
 from utils import cli
-download.ROOT = Path({root!r})
+download.HERE = Path({root!r})
 download.SEGMENTATION = replace(download.SEGMENTATION, archive=0, unpacked=0)
 cli.run(download.main, None, resumes=True)
 """

@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from datasets import preprocessing
 from datasets.images import CLASSES, Image, find_images, read_gray
 from datasets.parallel import ahead
-from datasets.preprocessing import STRONG, crop_box, prepare, preprocess_folder
+from datasets.preprocessing import STRONG, crop_box, crop_to_head, preprocess_folder
 
 
 def head(shape: tuple[int, int] = (120, 100), box: tuple[int, int, int, int] = (20, 90, 30, 80)) -> np.ndarray:
@@ -150,11 +150,11 @@ def test_specks_do_not_count_and_nothing_at_all_is_the_whole_image() -> None:
     image[5, 5] = image[110, 95] = 255
     np.testing.assert_allclose(crop_box(image), (20, 90, 30, 80), atol=3)
     assert crop_box(np.zeros((50, 40), np.uint8)) == (0, 50, 0, 40)
-    assert prepare(np.zeros((50, 40), np.uint8)).shape == (256, 256)
+    assert crop_to_head(np.zeros((50, 40), np.uint8)).shape == (256, 256)
     for columns in range(1, 6):  # a white page with a dark edge
         page = np.full((200, 200), 255, np.uint8)
         page[:, :columns] = 0
-        assert prepare(page).shape == (256, 256)
+        assert crop_to_head(page).shape == (256, 256)
 
 
 def test_a_folder_is_preprocessed_once_and_what_is_wrong_is_told(

@@ -174,7 +174,7 @@ def test_slices_of_a_case() -> None:
     images, labels = make_case(1)
     codes = np.where(labels == 4, 3, labels).astype(np.uint8)
     case = brats.Case("a", "p", images.astype(np.float32), codes, np.diag([1.0, 1, 2, 1]))
-    block = slices.prepare(case, WINDOW)
+    block = slices.case_block(case, WINDOW)
     brain = images.any(axis=0)
     kept = np.flatnonzero(brain.any(axis=(0, 1)))
     assert 0 < len(kept) < images.shape[-1], "the test needs slices without brain"
@@ -195,7 +195,7 @@ def test_tumour_on_slices_without_brain_is_part_of_the_truth() -> None:
     x, y = (int(place.mean()) for place in np.nonzero(images.any(axis=(0, 3))))
     codes = np.where(labels == 4, 3, labels).astype(np.uint8)
     codes[x : x + 2, y : y + 2, bare] = 2
-    block = slices.prepare(brats.Case("a", "p", images.astype(np.float32), codes, np.eye(4)), WINDOW)
+    block = slices.case_block(brats.Case("a", "p", images.astype(np.float32), codes, np.eye(4)), WINDOW)
     assert bare in [row["slice"] for row in block.rows]
     assert sum(row["ed"] for row in block.rows) == (codes == 2).sum() == (block.targets == 2).sum()
 
@@ -210,6 +210,15 @@ def test_a_large_brain_enlarges_the_window(cases: Path, tmp_path: Path) -> None:
     again = slices.open_slices(cases, tmp_path, window=(16, 16))
     assert opened.options["window"] == again.options["window"] == box.tolist()
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_window_of_any_size_that_holds_the_brain_is_taken() -> None:
+    brain = np.zeros((40, 40, 2), bool)
+    brain[5:26, 10:33] = True  # 21 x 23
+    assert slices.window_start(brain, (22, 23)) == (4, 10)
+    with pytest.raises(slices.WindowTooSmall) as small:
+        slices.window_start(brain, (22, 22))
+    assert small.value.needed == (22, 32)
 
 
 def test_hdf5_and_nifti_of_a_patient_give_the_same_store(tmp_path: Path) -> None:
@@ -230,7 +239,7 @@ def test_hdf5_and_nifti_of_a_patient_give_the_same_store(tmp_path: Path) -> None
 def test_pixels_of_another_size_are_refused() -> None:
     case = brats.Case("a", "p", *make_case(0), np.diag([-0.5, 0.5, 3, 1]))
     with pytest.raises(ValueError, match=r"a has pixels of 0\.5 x 0\.5 mm: resample its files to 1 mm"):
-        slices.prepare(case, WINDOW)
+        slices.case_block(case, WINDOW)
 
 
 def test_test_images_of_the_decathlon_count_when_they_are_labelled(tmp_path: Path) -> None:

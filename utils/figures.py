@@ -23,7 +23,7 @@ from datasets import phantom
 from datasets.brats import AFFINE, LABELS, REGIONS, Case
 from datasets.download import CLASSIFICATION
 from datasets.images import CLASSES
-from datasets.slices import prepare
+from datasets.slices import case_block
 from datasets.store import Block
 from utils import cli, data_plots, gather, image_plots, plots
 from utils.describe import parameters
@@ -50,7 +50,7 @@ def simulated() -> Block:
     for value, code in LABELS["2021"].items():
         codes[values == value] = code
     name = f"simulated patient {PATIENT}"
-    return prepare(Case(name, name, images, codes, AFFINE))
+    return case_block(Case(name, name, images, codes, AFFINE))
 
 
 def modalities() -> "Figure":

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import preprocessing
 from datasets.augment import prepare
-from datasets.image_store import shrink
 from datasets.images import SUFFIXES, read_gray
 from datasets.parallel import ahead
+from datasets.preprocessing import SIDE, crop_to_head, resize
 from models import Model
 from models.vit import VisionTransformer
 from utils import classification, explain, explain_plots
@@ -74,11 +73,11 @@ class Classifier:
         return row | dict(zip(self.classes, probabilities.tolist(), strict=True))
 
     def looked_at(self, images: Sequence[np.ndarray], codes: np.ndarray) -> np.ndarray:
-        """Where the models looked, (N, SIDE, SIDE) in [0, 1] over the heads that `preprocessing.prepare` crops.
+        """Where the models looked, (N, SIDE, SIDE) in [0, 1] over the heads that `crop_to_head` crops.
 
         Grad-CAM for the classes `codes` (N,) in a CNN, attention rollout in a VisionTransformer; the mean of several.
         """
-        total = np.zeros((len(images), preprocessing.SIDE, preprocessing.SIDE))
+        total = np.zeros((len(images), SIDE, SIDE))
         wanted = torch.from_numpy(codes).to(self.device)
         for model in self.models:
             batch = self.prepared(model, images)
@@ -91,7 +90,7 @@ class Classifier:
     def prepared(self, model: Model, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Cropped, resized and scaled as in training: (N, 3, image_size, image_size) on the device."""
         made = model.header["preprocessing"]
-        heads = [shrink(preprocessing.prepare(image, made["side"]), made["image_size"]) for image in images]
+        heads = [resize(crop_to_head(image, made["side"]), made["image_size"]) for image in images]
         return prepare(torch.from_numpy(np.stack(heads))[:, None].to(self.device))
 
 
@@ -201,7 +200,7 @@ def _explain(
         title = f"{target.name.removesuffix(EXPLAINED)}: {classifier.classes[code]} ({row[code]:.0%})"
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
-            figure = explain_plots.heat([{"title": title, "image": preprocessing.prepare(image), "map": heat}])
+            figure = explain_plots.heat([{"title": title, "image": crop_to_head(image), "map": heat}])
             figure.savefig(temporary, format="png")
 
 

@@ -41,7 +41,7 @@ from training.seen import seen_by
 from training.segmentation import open_data
 from utils import cli, explain, explain_plots, markdown
 from utils.evaluate import summary
-from utils.journal import write_csv
+from utils.files import write_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

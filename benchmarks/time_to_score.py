@@ -70,21 +70,20 @@ def prepared(job: "Job") -> tuple[Any, Any, Any, "np.ndarray", "np.ndarray"]:
 
 def ours(job: "Job") -> list[Epoch]:
     """The training script's own training; its history."""
-    import csv
     from itertools import accumulate
 
     import torch
 
     from training import stages
     from utils.device import keep_freed_memory
+    from utils.files import read_csv
 
     setting, options = job
     task, store, split, _, _ = prepared(job)
     keep_freed_memory()
     model = stages.build_model(options).to(setting.device).to(memory_format=torch.channels_last)
     task.train(options, model, store, split, setting.device)
-    with (options.folder / "history.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(options.folder / "history.csv")
     seconds = accumulate(float(row["seconds"]) for row in rows)
     column = "dice_mean" if setting.segmentation else "accuracy"
     return [Epoch(passed, float(row[column])) for passed, row in zip(seconds, rows, strict=True)]

@@ -90,7 +90,7 @@ def about(options: ImageOptions, model: nn.Module, store: Store, split: Split) -
     return {"classes": list(CLASSES), "mirror": options.mirror, "temperature": temperature or 1.0}
 
 
-def curves(history: list[dict[str, float]]) -> Any:
+def curves(history: list[dict[str, str]]) -> Any:
     """Loss, learning rate, recall of the watched images."""
     return plots.curves(history, CLASSES, "recall", "recall")
 

@@ -82,7 +82,7 @@ def about(options: UNetOptions, model: nn.Module, store: Store, split: Split) ->
     return {"min_volume": MIN_VOLUME}
 
 
-def curves(history: list[dict[str, float]]) -> Any:
+def curves(history: list[dict[str, str]]) -> Any:
     """Loss, learning rate, Dice of the watched patients."""
     return plots.curves(history)
 

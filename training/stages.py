@@ -3,7 +3,6 @@
 What differs is the task's own: `training.segmentation` and `training.classification` are such tasks.
 """
 
-import csv
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from training.options import ROOT, Options
 from training.seen import files_of, names, seen_by
 from utils import checkpoint, cli, distributed
 from utils.device import best_precision, keep_freed_memory
-from utils.files import replacing, write_text
+from utils.files import read_csv, replacing, write_text
 from utils.predict import one_task
 from utils.signals import Interrupted
 from utils.train import Recipe
@@ -63,7 +62,7 @@ class Task(Protocol):
     ) -> tuple[str, dict[str, Any]]:  # fmt: skip
         """Write tables and figures of what was measured; the text for people, the numbers for the header."""
 
-    def curves(self, history: list[dict[str, float]]) -> Any:
+    def curves(self, history: list[dict[str, str]]) -> Any:
         """The figure of a training."""
 
     def about(self, options: Any, model: nn.Module, store: Store, split: Split) -> dict[str, Any]:
@@ -219,9 +218,7 @@ def finish(options: Options, task: Task, model: nn.Module, store: Store, split: 
     if options.init:
         title += f", from {options.init}, which has not seen the {split.unit}s that it is tested on {BY_NAME}"
     text, scores = task.report(options, title, model, store, rows, header, measured)
-    with (folder / "history.csv").open() as file:
-        history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    task.curves(history).savefig(folder / "curves.png")
+    task.curves(read_csv(folder / "history.csv")).savefig(folder / "curves.png")
     models.save(model, folder / f"{type(model).__name__}.safetensors", metrics=scores, **header)
     print(text)
     write_text(folder / RESULTS, text)  # last: it marks the run as finished

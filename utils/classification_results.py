@@ -1,6 +1,5 @@
 """What a classification run leaves behind for people: tables as Markdown and CSV files; and how they are read again."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils import classification
-from utils.journal import write_csv
+from utils.files import read_csv, write_csv
 from utils.markdown import table
 
 
@@ -80,7 +79,7 @@ def saved(folder: Path, model: str) -> tuple[dict[str, float], Answers] | None:
     metrics, predictions = (folder / f"{model}_{table}.csv" for table in ("metrics", "predictions"))
     if not (metrics.is_file() and predictions.is_file()):
         return None
-    rows, said = (list(csv.DictReader(path.read_text().splitlines())) for path in (metrics, predictions))
+    rows, said = map(read_csv, (metrics, predictions))
     if not (rows and said):
         raise ValueError(f"{predictions if rows else metrics} has no rows: take the run's own table")
     scores, found = {name: float(value) for name, value in rows[0].items()}, answers(said)

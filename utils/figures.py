@@ -6,7 +6,6 @@ how VisionTransformer and VGG16 were trained.
 The scores are those of models/saved_metrics/brats_folds: every patient by the model of the fold that never saw them.
 """
 
-import csv
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -27,7 +26,7 @@ from datasets.slices import case_block
 from datasets.store import Block
 from utils import cli, data_plots, gather, image_plots, plots
 from utils.describe import parameters
-from utils.files import writable
+from utils.files import read_csv, writable
 from utils.metrics import mean_interval
 from utils.pictures import gif, save_png, write_gif
 from utils.unet_diagrams import UNETS
@@ -94,7 +93,7 @@ def scores() -> "Figure":
 
 def training(model: str) -> "Figure":
     """The loss, learning rate and recall of a classifier's training."""
-    history = list(csv.DictReader((METRICS / f"{model}_history.csv").read_text().splitlines()))
+    history = read_csv(METRICS / f"{model}_history.csv")
     return plots.curves(history, CLASSES, "recall", "recall")
 
 

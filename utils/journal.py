@@ -3,13 +3,11 @@
 Of several processes the first alone writes.
 """
 
-import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from utils import checkpoint, distributed
-from utils.files import replacing
+from utils.files import write_csv
 
 
 class Journal:
@@ -46,12 +44,3 @@ class Journal:
         self.save(state)  # last: it says that the epoch is over
         for name, value in row.items():
             self.board.add_scalar(name, value, row["epoch"])
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as a table, whole or not at all."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})

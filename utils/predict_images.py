@@ -22,8 +22,7 @@ from models import Model
 from models.vit import VisionTransformer
 from utils import classification, explain, explain_plots
 from utils.device import best_precision
-from utils.files import replacing, spare, writable
-from utils.journal import write_csv
+from utils.files import replacing, spare, writable, write_csv
 
 EXPLAINED = "_explained.png"
 SCANS = (".nii", ".nii.gz", ".h5", ".hdf5")  # what a U-Net takes

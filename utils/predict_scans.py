@@ -21,8 +21,7 @@ from datasets.parallel import ahead
 from models import Model, recorded
 from utils import evaluate, metrics, plots, resample, results
 from utils.device import best_precision
-from utils.files import replacing, spare, writable
-from utils.journal import write_csv
+from utils.files import replacing, spare, writable, write_csv
 from utils.markdown import table
 from utils.postprocess import believed
 

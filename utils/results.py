@@ -8,7 +8,7 @@ import torch
 
 from utils import metrics
 from utils.evaluate import summary
-from utils.journal import write_csv
+from utils.files import write_csv
 from utils.markdown import table
 
 

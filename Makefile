@@ -3,6 +3,7 @@
 # make notebooks: run the notebooks, on the data that is there or on the phantom
 # make figures: the figures of README that need no real data
 PYTHON ?= python3
+TOO_OLD := "this Python is too old: make PYTHON=python3.12 (3.11 or later)"
 BIN := .venv/bin
 # a name of its own for the run on your data, so that it does not meet the phantom's
 NAME ?= $(if $(wildcard datasets/segmentation/*),quick_data,quick)
@@ -11,6 +12,7 @@ QUICK := --model classic_unet --n-filters 8 --epochs 6 --batch-size 8 --name $(N
 .PHONY: train test lint real-data notebooks figures
 
 .venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@

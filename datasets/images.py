@@ -57,7 +57,7 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
                     f"{top / part / label} is no class: the folders there are {found}, and must be {', '.join(classes)}"
                 )
             files = sorted(path for path in (top / part / label).iterdir()
-                           if path.suffix.lower() in SUFFIXES and path.name[0] != ".")  # fmt: skip
+                           if path.name[0] != "." and is_image(path))  # fmt: skip
             images += [Image(path, path.relative_to(top).as_posix(), part, label) for path in files]
             if not files and classes is not None:
                 raise ValueError(f"{top / part / label} holds no image: fetch the data set again, or fill the folder")
@@ -68,6 +68,11 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
         if classes is not None and (missing := set(classes) - there):
             raise ValueError(f"{top / part} lacks the class {min(missing)}: add it, or fetch the set again")
     return images
+
+
+def is_image(path: Path) -> bool:
+    """By the ending of its name; DICOM files have any, or none, and say so inside."""
+    return path.suffix.lower() in SUFFIXES or dicom.is_dicom(path)
 
 
 def root(folder: Path) -> Path:

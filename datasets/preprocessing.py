@@ -75,7 +75,9 @@ def _outline(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def crop_to_head(image: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """Crop a gray image (H, W) uint8 to the head and resize it to (side, side)."""
+    """Crop a gray image (H, W) uint8 to the head and resize it to (side, side). Raises ValueError for other arrays."""
+    if image.ndim != 2 or image.dtype != np.uint8:
+        raise ValueError(f"expected gray levels (H, W) of uint8, not {image.shape} of {image.dtype}: take read_gray")
     top, bottom, left, right = crop_box(image)
     return resize(image[top:bottom, left:right], side)
 

@@ -116,6 +116,8 @@ def test_figures_show_what_they_are_given() -> None:
     left, right = classification_plots.calibration(logits, labels, 2.0).axes
     assert len(left.lines) == 3 and left.get_legend() is not None
     assert "right" in right.get_legend().get_texts()[0].get_text()
+    ticks = {label.get_text() for which in ("major", "minor") for label in right.get_yticklabels(which=which)}
+    assert "100" in ticks and all(tick == "" or float(tick) > 0 for tick in ticks), "formulas are not drawn as such"
     rows = [{"image": np.zeros((8, 8)), "title": f"{number}"} for number in range(30)]
     page = classification_plots.mistakes(rows)
     assert sum(bool(axes.images) for axes in page.axes) == 24

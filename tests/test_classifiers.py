@@ -159,7 +159,7 @@ def test_what_a_model_has_not_is_refused() -> None:
     vit, cnn = models.build("vit", depth=1), models.build("custom_cnn")
     with pytest.raises(ValueError, match="no tokens"):
         explain.token_attention(cnn, batch(1, 3, 128, 128))
-    with pytest.raises(ValueError, match="no CNN"):
+    with pytest.raises(ValueError, match="none of the CNNs"):
         explain.feature_maps(vit, batch(1, 3, 128, 128))
     with pytest.raises(ValueError, match="no attention gates"):
         explain.attention_maps(cnn, batch(1, 3, 128, 128))

@@ -218,7 +218,7 @@ def test_predicted_classes_are_explained_unless_others_are_asked_for() -> None:
 
 
 def test_what_a_model_has_not_is_refused() -> None:
-    with pytest.raises(ValueError, match="no CNN"):
+    with pytest.raises(ValueError, match="none of the CNNs"):
         explain.grad_cam(tiny_vit(), batch(1))
     with pytest.raises(ValueError, match="no tokens"):
         explain.rollout(tiny_cnn(), batch(1))

@@ -157,6 +157,12 @@ def test_specks_do_not_count_and_nothing_at_all_is_the_whole_image() -> None:
         assert crop_to_head(page).shape == (256, 256)
 
 
+@pytest.mark.parametrize("image", [np.zeros((50, 40, 3), np.uint8), np.zeros((50, 40), np.uint16)])
+def test_only_gray_levels_of_8_bits_are_cropped(image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="take read_gray"):
+        crop_to_head(image)
+
+
 def test_a_folder_is_preprocessed_once_and_what_is_wrong_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

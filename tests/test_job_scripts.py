@@ -205,3 +205,17 @@ def test_an_array_is_named_though_its_table_cannot_be_submitted(project: Path) -
     done, _ = submit(project)
     assert done.returncode == 1 and done.stdout.startswith("array 1: --fold 0 1, logs in runs/slurm/1_*.log")
     assert "Invalid account" in done.stderr
+
+
+@pytest.mark.parametrize("answer", ["echo {jobs}/unet.job --data /old.jobs/a.job b", "echo slurm is busy >&2; exit 1"])
+def test_a_job_finds_its_project(project: Path, tmp_path_factory: pytest.TempPathFactory, answer: str) -> None:
+    clone = tmp_path_factory.mktemp("home") / "my.jobs" / "clone"
+    shutil.copytree(project, clone)
+    squeue, copy = clone / "bin" / "squeue", clone.parent / "slurm_script"  # Slurm runs a copy, elsewhere
+    squeue.write_text("#!/bin/bash\n" + answer.format(jobs=clone / "jobs") + "\n")
+    squeue.chmod(0o755)
+    shutil.copy(clone / "jobs" / "unet.job", copy)
+    variables = {"PATH": f"{clone / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_NTASKS": "1",
+                 "SLURM_JOB_NUM_NODES": "1", "SLURM_SUBMIT_DIR": str(clone), "DISK": "/nowhere"}  # fmt: skip
+    subprocess.run(["bash", copy, "--epochs", "1"], cwd="/", env=variables)
+    assert "--epochs 1" in (clone / "asked").read_text()

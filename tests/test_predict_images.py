@@ -166,8 +166,8 @@ def test_every_kind_of_file_is_the_same_image(pixels: np.ndarray, tmp_path: Path
         found = read_gray(path)
         most = 6 if path.suffix == ".jpg" else 1
         assert found.dtype == np.uint8 and np.abs(found.astype(int) - pixels).max() <= most
-    inputs = [tmp_path, tmp_path / "without_ending"]
-    assert predict_images.run(inputs, classifier(), tmp_path / ".") == (10, [])
+    (tmp_path / "README").write_text("no image, and without an ending, too")
+    assert predict_images.run([tmp_path], classifier(), tmp_path / ".") == (10, [])
     found = rows(tmp_path)
     assert [Path(row["file"]).name for row in found] == [
         "a.png", "b.png", "c.tiff", "d.jpg", "e.dcm", "f.dcm", "g.dcm", "h.dcm", "i.dcm", "without_ending",
@@ -331,6 +331,15 @@ def looks_left(model: models.Model, images: torch.Tensor, classes: torch.Tensor 
     maps = torch.zeros(len(images), *images.shape[-2:])
     maps[..., : images.shape[-1] // 2] = 1
     return maps
+
+
+def test_a_model_of_ones_own_is_explained_by_its_gradients(pixels: np.ndarray) -> None:
+    own = Projection()
+    maps = classifier(own).looked_at([pixels], np.array([2]))[0]
+    batch = classifier(own).prepared(own, [pixels])
+    expected = (batch[0, 0] * own.weights[:, 2].view(SIZE, SIZE)).clamp(min=0)  # of a linear model
+    expected = torch.nn.functional.interpolate((expected / expected.max())[None, None], (256, 256), mode="bilinear")
+    np.testing.assert_allclose(maps, expected[0, 0], atol=1e-4)
 
 
 def test_an_explanation_is_drawn_over_the_head(

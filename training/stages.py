@@ -245,7 +245,8 @@ def evaluate(options: Options, task: Task) -> None:
             raise ValueError(f"{options.evaluate} was trained on all of {data}: there is nothing to test on")
         refuse_too_few(rows)
         if len(rows) < len(store):
-            say(f"{len(store) - len(rows)} of {len(store)} samples are left out: {options.evaluate} has seen them")
+            left = f"{len(store) - len(rows)} of {len(store)} samples are left out"
+            say(f"{left}: {options.evaluate} has seen them, or others of these names")
         if distributed.rank() == 0 and (folder / cli.SAVED).exists():
             keep_evaluation(options, store)  # here already: measuring takes long
         measured = task.measure(options, model, store, rows, model.header)

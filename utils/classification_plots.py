@@ -1,6 +1,7 @@
 """Figures of a classifier's results, in the style of `utils.plots`."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,8 @@ def calibration(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0
 
     Source: Guo 2017, arXiv 1706.04599, figure 4.
     """
+    from matplotlib.ticker import NullFormatter
+
     curves = {"as trained": softmax(logits)}
     if temperature != 1:
         curves[f"temperature {temperature:.2f}"] = softmax(logits, temperature)
@@ -63,6 +66,7 @@ def calibration(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0
         for chosen, name, colour in ((correct, "right", COLOURS[0]), (~correct, "wrong", COLOURS[2])):
             right.hist(confidence[chosen], edges, color=colour, alpha=0.75, label=f"{name} ({chosen.sum()})")
         right.set(xlabel="confidence (largest softmax)", ylabel="images", yscale="log", xlim=(0, 1))
+        right.yaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter())
         right.legend(loc="upper left")
     return figure
 
@@ -124,5 +128,5 @@ def mistakes(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             axes.set_axis_off()
         for axes, row in zip(panels, rows, strict=False):
             axes.imshow(row["image"], cmap="gray", vmin=0, vmax=255)
-            axes.set_title(row["title"], fontsize=7)
+            axes.set_title(fill(row["title"], 32), fontsize=7)
     return figure

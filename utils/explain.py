@@ -95,7 +95,7 @@ def grad_cam(model: nn.Module, images: torch.Tensor, classes: torch.Tensor | Non
         found = LayerGradCam(model, blocks[last]).attribute(
             _with_gradient(images), _predicted(model, images, classes), relu_attributions=True
         )
-    return _largest_one(_where_it_looks(found.detach()[:, 0], blocks[: last + 1], images.shape[-1]))
+    return largest_one(_where_it_looks(found.detach()[:, 0], blocks[: last + 1], images.shape[-1]))
 
 
 def integrated_gradients(model: nn.Module, images: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
@@ -138,7 +138,8 @@ def kernels(model: nn.Module) -> torch.Tensor:
 
 def _features(model: nn.Module) -> nn.Sequential:
     if not isinstance(model, CNN):
-        raise ValueError(f"{type(model).__name__} is no CNN; CustomCNN, AlexNet and VGG16 are.")
+        name = type(model).__name__
+        raise ValueError(f"{name} is none of the CNNs CustomCNN, AlexNet and VGG16: take integrated_gradients")
     return model.features
 
 
@@ -190,10 +191,10 @@ def receptive_field(blocks: Sequence[nn.Module]) -> tuple[float, float]:
 
 def _over_image(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Maps (B, h, w), not negative, that tile the images, enlarged to their size; the largest value of each 1."""
-    return _largest_one(F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear")[:, 0])
+    return largest_one(F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear")[:, 0])
 
 
-def _largest_one(maps: torch.Tensor) -> torch.Tensor:
+def largest_one(maps: torch.Tensor) -> torch.Tensor:
     """Maps (B, H, W), not negative, the largest value of each 1 (or all 0)."""
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def heat(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             for axes in (plain, covered):
                 axes.imshow(row["image"], cmap="gray")
             covered.imshow(colours.to_rgba(strength), alpha=0.8 * np.abs(strength))
-            plain.set_title(row["title"], loc="left", fontsize=8)
+            plain.set_title(fill(row["title"], 56), loc="left", fontsize=8)
         ticks = (-1, 0, 1) if signed else (0, 0.5, 1)
         legend = figure.colorbar(colours, ax=panels, location="bottom", aspect=40, shrink=0.5, ticks=ticks)
         legend.set_label(f"strength (1: the {100 - BRIGHTEST} % strongest pixels)")

@@ -15,10 +15,11 @@ import torch
 from tqdm import tqdm
 
 from datasets.augment import prepare
-from datasets.images import SUFFIXES, read_gray
+from datasets.images import SUFFIXES, is_image, read_gray
 from datasets.parallel import ahead
 from datasets.preprocessing import SIDE, crop_to_head, resize
 from models import Model
+from models.cnn import CNN
 from models.vit import VisionTransformer
 from utils import classification, explain, explain_plots
 from utils.device import best_precision
@@ -74,14 +75,19 @@ class Classifier:
     def looked_at(self, images: Sequence[np.ndarray], codes: np.ndarray) -> np.ndarray:
         """Where the models looked, (N, SIDE, SIDE) in [0, 1] over the heads that `crop_to_head` crops.
 
-        Grad-CAM for the classes `codes` (N,) in a CNN, attention rollout in a VisionTransformer; the mean of several.
+        Grad-CAM for the classes `codes` (N,) in a CNN, attention rollout in a VisionTransformer, integrated gradients
+        in a model of one's own; the mean of several.
         """
         total = np.zeros((len(images), SIDE, SIDE))
         wanted = torch.from_numpy(codes).to(self.device)
         for model in self.models:
             batch = self.prepared(model, images)
-            transformer = isinstance(model, VisionTransformer)
-            maps = explain.rollout(model, batch) if transformer else explain.grad_cam(model, batch, wanted)
+            if isinstance(model, VisionTransformer):
+                maps = explain.rollout(model, batch)
+            elif isinstance(model, CNN):
+                maps = explain.grad_cam(model, batch, wanted)
+            else:
+                maps = explain.largest_one(explain.integrated_gradients(model, batch, wanted).clamp(min=0))
             size = total.shape[1:]
             total += torch.nn.functional.interpolate(maps[:, None], size, mode="bilinear")[:, 0].cpu().numpy()
         return total / len(self.models)
@@ -156,7 +162,7 @@ def find(paths: Sequence[Path]) -> tuple[dict[Path, str], list[str]]:
     for path in paths:
         folder = path.is_dir()
         below = sorted(path.rglob("*")) if folder else [path]
-        inside = [file for file in below if file.is_file() and _is_image(file.relative_to(path))] if folder else below
+        inside = [file for file in below if _is_wanted(file, path)] if folder else below
         scans = [file for file in below if file.name.endswith(SCANS)]
         if not inside or (scans and not folder):
             hint = "; scans want the weights of a U-Net, these are a classifier's" if scans else ""
@@ -177,10 +183,10 @@ def _pictures(files: Mapping[Path, str], out: Path) -> dict[Path, Path]:
     return {path: spare(out / f"{name}{EXPLAINED}", files) for path, name in files.items()}
 
 
-def _is_image(path: Path) -> bool:
-    """By its name; hidden files and the pictures that were made here are passed over."""
-    hidden = any(part.startswith(".") for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and not path.name.endswith(EXPLAINED)
+def _is_wanted(file: Path, folder: Path) -> bool:
+    """An image; hidden files and the pictures that were made here are passed over."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.is_file() and not hidden and not file.name.endswith(EXPLAINED) and is_image(file)
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -71,8 +71,8 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
 
 
 def is_image(path: Path) -> bool:
-    """By the ending of its name; DICOM files have any, or none, and say so inside."""
-    return path.suffix.lower() in SUFFIXES or dicom.is_dicom(path)
+    """By the ending of its name; DICOM files have any, or none, and say so inside (as does a CD's list of contents)."""
+    return path.suffix.lower() in SUFFIXES or (path.name != "DICOMDIR" and dicom.is_dicom(path))
 
 
 def root(folder: Path) -> Path:

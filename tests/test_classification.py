@@ -118,8 +118,9 @@ def test_figures_show_what_they_are_given() -> None:
     assert "right" in right.get_legend().get_texts()[0].get_text()
     ticks = {label.get_text() for which in ("major", "minor") for label in right.get_yticklabels(which=which)}
     assert "100" in ticks and all(tick == "" or float(tick) > 0 for tick in ticks), "formulas are not drawn as such"
-    rows = [{"image": np.zeros((8, 8)), "title": f"{number}"} for number in range(30)]
+    rows = [{"image": np.zeros((8, 8)), "title": f"{number}.jpg\n{'long ' * 9}"} for number in range(30)]
     page = classification_plots.mistakes(rows)
+    assert page.axes[0].get_title() == "0.jpg\nlong long long long long long\nlong long long"
     assert sum(bool(axes.images) for axes in page.axes) == 24
     with pytest.raises(ValueError, match="no mistakes"):
         classification_plots.mistakes([])

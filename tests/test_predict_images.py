@@ -1,6 +1,7 @@
 """Classifying images: seen as in training, whatever the file, and what is said of bad input."""
 
 import csv
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -166,6 +167,7 @@ def test_every_kind_of_file_is_the_same_image(pixels: np.ndarray, tmp_path: Path
         found = read_gray(path)
         most = 6 if path.suffix == ".jpg" else 1
         assert found.dtype == np.uint8 and np.abs(found.astype(int) - pixels).max() <= most
+    shutil.copy(tmp_path / "e.dcm", tmp_path / "DICOMDIR")  # of a CD: no image
     (tmp_path / "README").write_text("no image, and without an ending, too")
     assert predict_images.run([tmp_path], classifier(), tmp_path / ".") == (10, [])
     found = rows(tmp_path)

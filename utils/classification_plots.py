@@ -128,5 +128,5 @@ def mistakes(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             axes.set_axis_off()
         for axes, row in zip(panels, rows, strict=False):
             axes.imshow(row["image"], cmap="gray", vmin=0, vmax=255)
-            axes.set_title(fill(row["title"], 32), fontsize=7)
+            axes.set_title("\n".join(fill(line, 34) for line in row["title"].splitlines()), fontsize=7)
     return figure

@@ -120,7 +120,7 @@ def test_figures_show_what_they_are_given() -> None:
     assert "100" in ticks and all(tick == "" or float(tick) > 0 for tick in ticks), "formulas are not drawn as such"
     rows = [{"image": np.zeros((8, 8)), "title": f"{number}.jpg\n{'long ' * 9}"} for number in range(30)]
     page = classification_plots.mistakes(rows)
-    assert page.axes[0].get_title() == "0.jpg\nlong long long long long long\nlong long long"
+    assert page.axes[0].get_title() == "0.jpg\nlong long long long long long long\nlong long"
     assert sum(bool(axes.images) for axes in page.axes) == 24
     with pytest.raises(ValueError, match="no mistakes"):
         classification_plots.mistakes([])

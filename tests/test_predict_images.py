@@ -169,7 +169,8 @@ def test_every_kind_of_file_is_the_same_image(pixels: np.ndarray, tmp_path: Path
         assert found.dtype == np.uint8 and np.abs(found.astype(int) - pixels).max() <= most
     shutil.copy(tmp_path / "e.dcm", tmp_path / "DICOMDIR")  # of a CD: no image
     (tmp_path / "README").write_text("no image, and without an ending, too")
-    assert predict_images.run([tmp_path], classifier(), tmp_path / ".") == (10, [])
+    inputs = [tmp_path, tmp_path / "without_ending"]  # in a folder, and by name
+    assert predict_images.run(inputs, classifier(), tmp_path / ".") == (10, [])
     found = rows(tmp_path)
     assert [Path(row["file"]).name for row in found] == [
         "a.png", "b.png", "c.tiff", "d.jpg", "e.dcm", "f.dcm", "g.dcm", "h.dcm", "i.dcm", "without_ending",

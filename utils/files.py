@@ -46,7 +46,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a table."""
+    """The rows of a table, by column. Raises what opening and decoding a file raises, and csv.Error."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from utils import classification, cli
 from utils.classification_results import answers
+from utils.files import read_csv
 from utils.markdown import table
 from utils.metrics import by_patient, mean_interval
 
@@ -63,8 +64,7 @@ def table_of(run: Path) -> Path | None:
 def _rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table, with a value in each column. Raises ValueError."""
     try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is no table: give folders of runs, or their CSV files") from error
     if not rows:

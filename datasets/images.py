@@ -71,7 +71,7 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
 
 
 def is_image(path: Path) -> bool:
-    """By the ending of its name. A DICOM file has any, or none, and says so inside; a CD's DICOMDIR does, and is none."""
+    """By the ending of its name. A DICOM file has any, or none, and says so inside; so does DICOMDIR, which is none."""
     return path.suffix.lower() in SUFFIXES or (path.name != "DICOMDIR" and dicom.is_dicom(path))
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from models.base import Model
 from models.layers import RELU, initialised
+from models.quick_cnn import GrayConv2d
 
 
 class Conv(NamedTuple):
@@ -76,5 +77,5 @@ def _side(convs: tuple[Conv, ...], size: int) -> int:
 
 def plain(in_channels: int, conv: Conv) -> nn.Module:
     """Convolution and ReLU; a deep stack would not learn from PyTorch's own start."""
-    convolution = nn.Conv2d(in_channels, conv.channels, conv.kernel, conv.stride, conv.padding)
+    convolution = GrayConv2d(in_channels, conv.channels, conv.kernel, conv.stride, conv.padding)
     return nn.Sequential(initialised(convolution, gain=RELU), nn.ReLU(inplace=True))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from models.cnn import CNN, Conv
+from models.quick_cnn import GrayConv2d, QuickMish
 
 CONVS = (
     Conv(96, 9, stride=4, pool=True),
@@ -39,12 +40,12 @@ class ConvBlock(nn.Module):
 
     def __init__(self, in_channels: int, conv: Conv, residual: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, conv.channels, conv.kernel, conv.stride, conv.padding)
+        self.conv = GrayConv2d(in_channels, conv.channels, conv.kernel, conv.stride, conv.padding)
         self.norm = nn.BatchNorm2d(conv.channels)
         self.skip = nn.Conv2d(in_channels, conv.channels, 1, bias=False) if residual else None
         self.margin = conv.kernel // 2 - conv.padding  # pixels that the convolution loses on each side
         self.stride = conv.stride
-        self.activation = nn.Mish(inplace=True)
+        self.activation = QuickMish(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.norm(self.conv(x))

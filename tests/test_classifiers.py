@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
+from models.quick_cnn import GrayConv2d, QuickMish
 from models.vit import attend
 from utils import explain
 
@@ -182,3 +183,43 @@ def test_weights_come_back(name: str, tmp_path: Path) -> None:
 def test_attention_is_pytorchs() -> None:
     query, key, value = batch(3, 2, 4, 9, 8)
     assert torch.allclose(attend(query, key, value), F.scaled_dot_product_attention(query, key, value), atol=1e-6)
+
+
+# ---- the quick layers
+
+
+def test_gray_convolution_equals_the_slow_one() -> None:
+    slow, quick = nn.Conv2d(3, 6, 5, stride=2, padding=1).double(), GrayConv2d(3, 6, 5, stride=2, padding=1).double()
+    quick.load_state_dict(slow.state_dict())
+    results = []
+    for conv, copied in ((slow, True), (quick, False), (quick, True)):
+        gray = batch(2, 1, 11, 14).double().requires_grad_()
+        images = gray.expand(-1, 3, -1, -1)
+        y = conv.to(memory_format=torch.channels_last)(images.clone() if copied else images)
+        conv.zero_grad()
+        (y * y.detach().cos()).sum().backward()
+        results.append((y, gray.grad, conv.weight.grad, conv.bias.grad))
+        assert y.is_contiguous(memory_format=torch.channels_last)
+    for expected, *found in zip(*results, strict=True):
+        assert all(torch.allclose(one, expected) for one in found)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_quick_mish_is_mish_for_every_bfloat16(layout: torch.memory_format) -> None:
+    numbers = torch.arange(2**16).to(torch.uint16).view(torch.bfloat16)
+    finite = numbers.float().abs() < 1e30
+    x = numbers.view(4, 16, 32, 32).to(memory_format=layout).requires_grad_()
+    y = QuickMish()(x)
+    y.backward(torch.full_like(y, 2.0))
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y.detach().flatten()[finite], F.mish(numbers)[finite])
+    assert y.flatten()[numbers.isnan()].isnan().all()
+    exact = numbers.double()[finite].requires_grad_()
+    (exact * torch.tanh(F.softplus(exact))).sum().backward()
+    assert torch.allclose(x.grad.double().flatten()[finite], 2 * exact.grad, rtol=2**-8, atol=1e-6)
+
+
+def test_quick_mish_leaves_other_precisions_to_mish() -> None:
+    x = batch(2, 3, 4, 5).double().requires_grad_()
+    assert torch.autograd.gradcheck(QuickMish(), x)
+    assert torch.equal(QuickMish()(x), F.mish(x))

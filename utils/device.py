@@ -67,3 +67,13 @@ def seconds_to_multiply(dtype: torch.dtype, side: int = 512) -> float:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Mixed precision where `precision` is "bf16"."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def channels_last(images: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, H, W) in the memory order that convolutions like.
+
+    On a CPU gray ones whose channels are one in memory stay so, for `models.quick_cnn.GrayConv2d`.
+    """
+    if images.is_cpu and images.stride(1) == 0:
+        return images
+    return images.contiguous(memory_format=torch.channels_last)

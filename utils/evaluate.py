@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from utils import metrics
-from utils.device import autocast
+from utils.device import autocast, channels_last
 from utils.distributed import gathered, rank, size, total
 from utils.postprocess import believed
 
@@ -32,7 +32,7 @@ class Scan:
 def predict(model: nn.Module, images: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
     """Images (B, C, H, W) to float32 logits, whatever the shape that the model gives them."""
     with autocast(images.device, precision):
-        return model(images.contiguous(memory_format=torch.channels_last)).float()
+        return model(channels_last(images)).float()
 
 
 def validate(

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from utils import checkpoint, distributed
-from utils.device import autocast
+from utils.device import autocast, channels_last
 from utils.journal import Journal
 from utils.optimizers import optimizers
 from utils.signals import Interrupted, StopRequest
@@ -107,7 +107,7 @@ class Run:
         parts = self.recipe.accumulate
         for image, target in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
             with autocast(self.device, self.recipe.precision):
-                logits = self.network(image.contiguous(memory_format=torch.channels_last))
+                logits = self.network(channels_last(image))
             loss = criterion(logits, target) * (distributed.share(len(image), len(images)) if parts > 1 else 1)
             loss.backward()
             self.losses[self.step] += distributed.total(loss.detach()) / distributed.size()

@@ -103,7 +103,7 @@ def loop(setting: "Setting", labels: "Labels") -> "Loop":
             assert volume.shape == patient.images.shape[1:]
 
     slices = torch.empty(patient.images.shape[-1], 0)
-    return Loop(model, repeat((slices, slices)), work, lead=0, least=1)
+    return Loop(model, repeat((slices, slices)), work, lead=1, least=1)
 
 
 def report(setting: "Setting", turns: int) -> str:

@@ -107,6 +107,7 @@ def read(job: "tuple[Setting, float, float]") -> Measured:
 
     setting, gigabytes, seconds = job
     data = batches(setting, noise(setting.cache, gigabytes), augmented=False)
+    next(data)  # starts a GPU
     return measure(Stint(data, seconds, 2), lambda stint: deque(stint, maxlen=0))
 
 

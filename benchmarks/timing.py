@@ -128,6 +128,7 @@ def _take_turn(name: str, seconds: float) -> Turn:
     loop.train(stint)
     wait_for_gpu()
     passed = time.perf_counter() - start
+    torch.cuda.empty_cache()  # for the cases that take turns on the same GPU
     return Turn(stint.samples, passed, stint.waited / passed)
 
 

@@ -22,7 +22,11 @@ def test_only_scripts_that_go_on_promise_to(
     assert ("the same command goes on" in said) == resumes == ("what has been written stays" not in said)
 
 
-@pytest.mark.parametrize("take", [lambda: torch.empty(2**60), lambda: np.empty(2**50)], ids=["PyTorch", "NumPy"])
+def full_gpu() -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+@pytest.mark.parametrize("take", [lambda: torch.empty(2**60), lambda: np.empty(2**50), full_gpu])
 def test_too_little_memory_is_one_sentence(take: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, cli.exits():
         take()

@@ -25,6 +25,22 @@ def test_a_cpu_computes_in_bf16_only_where_that_is_faster(
     assert device.best_precision.__wrapped__(CPU) == expected
 
 
+@pytest.mark.parametrize(("capability", "auto"), [((6, 1), "cpu"), ((7, 5), "cuda"), ((12, 0), "cuda")])
+def test_a_gpu_too_old_for_this_pytorch_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], auto: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old card")
+    assert device.choose("auto").type == auto
+    if auto == "cuda":
+        assert device.choose("cuda").type == "cuda"
+    else:
+        with pytest.raises(ValueError, match=r"an old card.*--device cpu"):
+            device.choose("cuda")
+
+
 def test_matrices_are_multiplied_to_measure() -> None:
     small, large = (min(device.seconds_to_multiply(torch.float32, side) for _ in range(5)) for side in (64, 1024))
     assert small < large / 50  # 4096 times the work

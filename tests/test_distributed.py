@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tests.test_images import tree
 from training import stages
 from utils import distributed, losses
 from utils.distributed import Place, place
+from utils.signals import Interrupted
 from utils.train import Recipe, Run
 
 PROJECT = Path(__file__).parents[1]
@@ -37,6 +39,28 @@ def test_who_am_i() -> None:
     step = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}
     assert place(step) == Place(1, 2, 0)
     assert place({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}) == Place(0, 1, 0)  # no srun
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "leaves"),
+    [("cuda", None, True), ("cuda", Interrupted("saved"), True), ("cuda", ValueError("bad"), False),
+     ("cpu", ValueError("bad"), True), ("cuda", RuntimeError("out of memory"), False)],
+)  # fmt: skip
+def test_only_on_gpus_a_process_that_fails_does_not_wait_for_the_others(
+    monkeypatch: pytest.MonkeyPatch, device: str, error: BaseException | None, leaves: bool
+) -> None:
+    calls = []
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "here")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "choose", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: calls.append("join"))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("leave"))
+    with nullcontext() if error is None else pytest.raises(type(error), match=str(error)), distributed.joined(device):
+        if error is not None:
+            raise error
+    assert calls == (["join", "leave"] if leaves else ["join"])
 
 
 def test_every_process_must_have_something_to_predict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,13 @@ def test_usr1_saves_and_the_same_command_goes_on(options: UNetOptions) -> None:
     assert weights[0] == weights[1]
 
 
+def test_a_gpu_without_bf16_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "best_precision", lambda device: "fp32")
+    with pytest.raises(ValueError, match="--precision fp32"):
+        stages.chosen_precision(UNetOptions(precision="bf16"), torch.device("cuda"))
+    assert stages.chosen_precision(UNetOptions(precision="bf16"), torch.device("cpu")) == "bf16"  # slow, but there
+
+
 def test_a_run_keeps_the_precision_it_began_with(options: UNetOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "best_precision", lambda device: "bf16")
     stages.run(replace(options, precision="auto"), segmentation)

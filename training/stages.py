@@ -154,7 +154,9 @@ def keep_start(options: Options) -> None:
 
 
 def chosen_precision(options: Options, device: torch.device) -> str:
-    """What the options ask for: "fp32" or "bf16"."""
+    """What the options ask for: "fp32" or "bf16"; raises ValueError where a GPU does not have it."""
+    if options.precision == "bf16" and device.type == "cuda" and best_precision(device) != "bf16":
+        raise ValueError("this GPU does not compute in bf16: take --precision fp32, and a --name of its own")
     return best_precision(device) if options.precision == "auto" else options.precision
 
 

@@ -170,7 +170,7 @@ def _revive(hint: Any, value: Any) -> Any:
 def _out_of_memory(error: Exception) -> bool:
     """NumPy's error has a type of its own, PyTorch's has one on a GPU only."""
     return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory")
+        words in str(error) for words in ("out of memory", "can't allocate memory", "ALLOC_FAILED")
     )
 
 

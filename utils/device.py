@@ -13,16 +13,27 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc
 
 
 def choose(name: str) -> torch.device:
-    """The device called "cpu" or "cuda"; "auto" is a GPU where there is one.
+    """The device called "cpu" or "cuda"; "auto" is a GPU where there is one that this PyTorch can use.
 
     Raises:
-        ValueError: a GPU is asked for, and none is visible.
+        ValueError: a GPU is asked for, and none is visible, or it is too old for this PyTorch.
     """
-    if name == "cuda" and not torch.cuda.is_available():
+    visible = torch.cuda.is_available()
+    if name == "cuda" and not visible:
         raise ValueError("no GPU is visible: take --device cpu, or ask the cluster for one")
+    if name == "cuda" and not has_kernels():
+        old = f"this PyTorch has nothing for {torch.cuda.get_device_name()}, which is older"
+        raise ValueError(f"{old}: take --device cpu, or install a PyTorch for an older CUDA")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if visible and has_kernels() else "cpu"
     return torch.device(name)
+
+
+def has_kernels() -> bool:
+    """Whether this PyTorch was built for GPUs as old as the one that is visible."""
+    built_for = [int("".join(filter(str.isdigit, name))) for name in torch.cuda.get_arch_list() if "sm_" in name]
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor >= min(built_for, default=0)
 
 
 def keep_freed_memory() -> None:

@@ -20,6 +20,7 @@ import torch.distributed.nn.functional
 from torch import nn
 
 from utils.device import choose
+from utils.signals import Interrupted
 
 
 class Place(NamedTuple):
@@ -70,15 +71,22 @@ def joined(device: str) -> Iterator[torch.device]:
     os.environ.update(address(os.environ))
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=size)
+    together = False
     try:
         yield chosen
+        together = True
+    except Interrupted:
+        together = True
+        raise
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "onnection" in str(error):
-            here = str(error).partition("\n")[0]
+            lines = str(error).strip().splitlines()  # NCCL says in the last one what it is about
+            here = "; ".join(dict.fromkeys((lines[0], lines[-1])))
             raise ConnectionError(f"another process of this run has ended, and says why; or here: {here}") from error
         raise
     finally:
-        dist.destroy_process_group()
+        if together or chosen.type == "cpu":  # NCCL would wait for the others, and nobody would hear of the error
+            dist.destroy_process_group()
 
 
 def rank() -> int:

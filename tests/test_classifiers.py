@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
+from models import quick_cnn
 from models.quick_cnn import GrayConv2d, QuickMish
 from models.vit import attend
 from utils import explain
@@ -223,3 +224,13 @@ def test_quick_mish_leaves_other_precisions_to_mish() -> None:
     x = batch(2, 3, 4, 5).double().requires_grad_()
     assert torch.autograd.gradcheck(QuickMish(), x)
     assert torch.equal(QuickMish()(x), F.mish(x))
+
+
+def test_quick_mish_learns_after_a_prediction() -> None:
+    quick_cnn._tables.cache_clear()
+    x = batch(2, 3, 4, 5).bfloat16().requires_grad_()
+    with torch.inference_mode():
+        predicted = QuickMish()(x)
+    y = QuickMish()(x)
+    y.sum().backward()
+    assert torch.equal(y, predicted) and x.grad.any()

@@ -80,7 +80,7 @@ def joined(device: str) -> Iterator[torch.device]:
         raise
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "onnection" in str(error):
-            lines = str(error).strip().splitlines()  # NCCL says in the last one what it is about
+            lines = str(error).splitlines() or [type(error).__name__]  # NCCL says in the last one what it is about
             here = "; ".join(dict.fromkeys((lines[0], lines[-1])))
             raise ConnectionError(f"another process of this run has ended, and says why; or here: {here}") from error
         raise

@@ -28,7 +28,7 @@ class GrayConv2d(nn.Conv2d):
 
 
 class QuickMish(nn.Mish):
-    """nn.Mish that looks its values and slopes up in bfloat16, which has 65,536 numbers."""
+    """nn.Mish, of any shape, that looks its values and slopes up in bfloat16, which has 65,536 numbers."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.is_cpu and x.dtype == torch.bfloat16 and torch.get_num_threads() <= FEW:

@@ -26,7 +26,8 @@ def full_gpu() -> None:
     raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
 
-@pytest.mark.parametrize("take", [lambda: torch.empty(2**60), lambda: np.empty(2**50), full_gpu])
+@pytest.mark.parametrize("take", [lambda: torch.empty(2**60), lambda: np.empty(2**50), full_gpu],
+                         ids=["PyTorch", "NumPy", "GPU"])  # fmt: skip
 def test_too_little_memory_is_one_sentence(take: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, cli.exits():
         take()

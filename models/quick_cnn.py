@@ -31,7 +31,8 @@ class QuickMish(nn.Mish):
     """nn.Mish, of any shape, that looks its values and slopes up in bfloat16, which has 65,536 numbers."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cpu and x.dtype == torch.bfloat16 and torch.get_num_threads() <= FEW:
+        eager = x.is_cpu and not torch.compiler.is_compiling()  # compiled, Mish is fused with what is around it
+        if eager and x.dtype == torch.bfloat16 and torch.get_num_threads() <= FEW:
             return _Mish.apply(x)
         return super().forward(x)
 

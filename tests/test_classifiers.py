@@ -234,3 +234,12 @@ def test_quick_mish_learns_after_a_prediction() -> None:
     y = QuickMish()(x)
     y.sum().backward()
     assert torch.equal(y, predicted) and x.grad.any()
+
+
+@pytest.mark.parametrize("name", ["custom_cnn", "vit"])
+def test_compiles_as_one_graph(name: str) -> None:
+    model = models.build(name, image_size=96).eval()
+    gray = batch(2, 1, 96, 96).expand(-1, 3, -1, -1)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = torch.compile(model, fullgraph=True, backend="eager")(gray)
+        assert torch.allclose(logits, model(gray), atol=0.02)

@@ -248,6 +248,16 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
     assert checkpoint.load(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_failed_gpu_is_not_called_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        checkpoint.save({"step": 1}, tmp_path / "last.pt")
+    assert not list(tmp_path.iterdir())
+
+
 def hold(folder: Path, ready: object) -> None:
     with checkpoint.locked(folder):
         ready.set()  # type: ignore[attr-defined]

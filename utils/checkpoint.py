@@ -28,9 +28,9 @@ def save(state: dict[str, Any], path: Path) -> None:
             sync(temporary)  # before the old one moves
             if path.exists():
                 path.replace(_previous(path))
+    except torch.AcceleratorError:  # the GPU failed earlier, and says so when it is asked for the weights
+        raise
     except RuntimeError as error:  # torch reports a failed write so
-        if isinstance(error, torch.AcceleratorError):
-            raise  # the GPU failed earlier, and says so when it is asked for the weights
         why = str(error).partition("\n")[0]
         raise OSError(f"{path} could not be written (is the disk full?): free some space and resume ({why})") from error
 

@@ -92,7 +92,8 @@ def by_patient(
     Args:
         sizes: tumour voxels of each patient.
         val, test: shares of all patients; at least one patient is tested, and validated if `val` > 0.
-        known: patients that are not tested on, since the weights to start from have seen them.
+        known: patients that the weights to start from have seen: none is tested on, and none validated on where two
+            others are left, of which at most half are.
 
     Raises:
         ValueError: all patients are known.
@@ -104,7 +105,10 @@ def by_patient(
         raise ValueError("the weights to start from have seen all of these patients: none is left to test on")
     tested = _spread(unknown, max(1, round(test * len(ranked))), rng)
     rest = [patient for patient in ranked if patient not in tested]
-    return _with_validation(rest, tested, val * len(ranked), rng, f"patients, seed {seed}")
+    new, wanted = [patient for patient in rest if patient not in known], val * len(ranked)
+    if known and len(new) > 1:
+        return _with_validation(rest, new, tested, min(wanted, len(new) // 2), rng, f"patients, seed {seed}")
+    return _with_validation(rest, rest, tested, wanted, rng, f"patients, seed {seed}")
 
 
 def check_fold(fold: int, folds: int) -> None:
@@ -128,7 +132,7 @@ def by_fold(sizes: Mapping[str, int], fold: int, folds: int, val: float = 0.15, 
     dealt = np.concatenate([rng.permutation(folds) for _ in range(0, len(ranked), folds)])[: len(ranked)]
     tested = [patient for patient, to in zip(ranked, dealt, strict=True) if to == fold]
     rest = [patient for patient, to in zip(ranked, dealt, strict=True) if to != fold]
-    return _with_validation(rest, tested, val * len(rest), rng, f"patients, fold {fold} of {folds}, seed {seed}")
+    return _with_validation(rest, rest, tested, val * len(rest), rng, f"patients, fold {fold} of {folds}, seed {seed}")
 
 
 def by_slice(store: Store, val: float = 0.15, test: float = 0.2, seed: int = 0) -> Split:
@@ -138,8 +142,10 @@ def by_slice(store: Store, val: float = 0.15, test: float = 0.2, seed: int = 0) 
     return Split("slice", names[second:], names[first:second], names[:first], f"LEAKY: slices shuffled, seed {seed}")
 
 
-def _with_validation(rest: list[str], tested: list[str], wanted: float, rng: np.random.Generator, about: str) -> Split:
-    validated = _spread(rest, max(1, round(wanted)), rng) if wanted > 0 else []
+def _with_validation(
+    rest: list[str], eligible: list[str], tested: list[str], wanted: float, rng: np.random.Generator, about: str
+) -> Split:
+    validated = _spread(eligible, max(1, round(wanted)), rng) if wanted > 0 else []
     train = [patient for patient in rest if patient not in validated]
     return Split("patient", sorted(train), sorted(validated), sorted(tested), about)
 

@@ -23,7 +23,7 @@ from tests.test_images import head
 from training import classification, stages
 from training.cnn_training import main
 from training.options import CNNOptions, ImageOptions, ViTOptions
-from training.seen import seen_by
+from training.seen import names, seen_by, unseen
 from utils import cli
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -161,8 +161,10 @@ def test_folds_keep_patients_apart_and_evaluation_leaves_out_what_was_seen(optio
         stages.evaluate(wrong, classification)
 
 
-def test_fine_tuning_on_the_official_split(options: CNNOptions, tmp_path: Path) -> None:
-    stages.run(options, classification)
+def test_fine_tuning_on_the_official_split(
+    options: CNNOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages.run(replace(options, temperature=0.37), classification)
     weights = str(options.folder / "CustomCNN.safetensors")
     rows = list(csv.DictReader((options.data / "patients.csv").open()))
     shared = tmp_path / "patients on both sides"
@@ -174,6 +176,23 @@ def test_fine_tuning_on_the_official_split(options: CNNOptions, tmp_path: Path) 
     tuned = replace(options, data=shared, init=weights, name=str(tmp_path / "tuned"))
     stages.run(tuned, classification)
     assert "has not seen the files that it is tested on" in (tuned.folder / "results.md").read_text()
+    watched = len(json.loads((tuned.folder / "split.json").read_text())["val"])
+    assert f"has seen {watched} of the {watched} samples to watch: their scores flatter" in capsys.readouterr().out
+    assert models.read_header(tuned.folder / "CustomCNN.safetensors")["temperature"] == 0.37
+
+
+def test_temperature_is_fitted_on_images_of_patients_that_the_start_has_not_seen(
+    options: CNNOptions, tmp_path: Path
+) -> None:
+    store = open_images(options.data, options.cache, options.image_size)
+    split = classification.make_split(options, store)
+    watched = split.rows(store, "val")
+    weights = tmp_path / "start.safetensors"
+    models.save(models.build("custom_cnn", image_size=72), weights, seen=names(store, "file", watched[:1]))
+    left = unseen(replace(options, init=str(weights)), split, store, "val")
+    patient = store.index["patient"]
+    assert left.tolist() == [row for row in watched if patient[row] != patient[watched[0]]] and len(left)
+    assert np.array_equal(unseen(options, split, store, "val"), watched)
 
 
 def test_files_of_one_name_in_training_and_testing_are_told_apart(tree: Path, tmp_path: Path) -> None:

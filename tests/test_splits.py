@@ -34,7 +34,9 @@ def test_shares_stability_and_strata() -> None:
 def test_patients_that_the_weights_know_are_not_tested() -> None:
     known = set(list(SIZES)[:20])
     split = splits.by_patient(SIZES, val=0.2, test=0.2, known=known)
-    assert len(split.test) == 6 and not known & set(split.test) and known <= {*split.train, *split.val}
+    assert len(split.test) == 6 and not known & set(split.test) and known <= set(split.train)
+    assert len(split.val) == 2, "of the 4 that are left, half is to learn from"
+    assert len(splits.by_patient(SIZES, known=list(SIZES)[:28], val=0.2).val) == 6, "none is left but known ones"
     assert len(splits.by_patient(SIZES, known=list(SIZES)[:28]).test) == 2, "fewer where fewer are left"
     with pytest.raises(ValueError, match="seen all of these patients"):
         splits.by_patient(SIZES, known=SIZES)

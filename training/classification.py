@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import models
 from datasets import group_splits, phantom_slices
 from datasets.augment import ImageAugmentation, prepare
 from datasets.batches import Batches
@@ -17,6 +18,7 @@ from datasets.phantom_folder import any_phantom
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import ImageOptions
+from training.seen import start_of, unseen
 from training.stages import chosen_precision, no_data, recipe_of, say
 from utils import classification, classification_plots, classification_results, distributed, plots
 from utils.losses import CrossEntropy
@@ -81,12 +83,17 @@ def predict(
 
 
 def about(options: ImageOptions, model: nn.Module, store: Store, split: Split) -> dict[str, Any]:
-    """Classes, test-time mirroring, and the temperature: the one given, or the one that suits the validation part."""
+    """Classes, test-time mirroring, and the temperature: the one given, or the one that suits the validation part.
+
+    On images that the weights to start from have seen the model is surer than elsewhere: without others their
+    temperature stays.
+    """
     temperature = options.temperature
-    watched = split.rows(store, "val")
-    if temperature is None and len(watched):
+    if temperature is None and len(watched := unseen(options, split, store, "val")):
         device = next(model.parameters()).device
         temperature = classification.fit_temperature(*predict(options, model, store, watched, device, options.mirror))
+    elif temperature is None and options.init and split.val:
+        temperature = models.read_header(start_of(options)).get("temperature")
     return {"classes": list(CLASSES), "mirror": options.mirror, "temperature": temperature or 1.0}
 
 

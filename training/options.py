@@ -166,7 +166,8 @@ class ImageOptions(Options):
     mirror: bool = True
     """Score the mean of the logits of an image and its mirror image."""
     temperature: float | None = None
-    """Divide the logits by this for calibrated probabilities; by default it is fitted on the validation part."""
+    """Divide the logits by this for calibrated probabilities; by default it is fitted on the validation part, of
+    which the weights of --init must not know all: else theirs stays."""
 
     SHARES: ClassVar[tuple[str, ...]] = ("val", "ema", "augment", "label_smoothing")
 

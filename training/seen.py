@@ -10,6 +10,9 @@ import models
 from datasets import splits
 from datasets.images import SUFFIXES
 from datasets.store import Store
+from training.options import Options
+
+INIT = "init.safetensors"  # in a run's folder: the weights that it started from
 
 
 def names(store: Store, unit: splits.Unit, rows: np.ndarray) -> list[str]:
@@ -23,6 +26,18 @@ def bare(case: str) -> str:
     """A case's name; of an image file class and name, such as glioma/1: copies of a data set change all else."""
     path = Path(case)
     return f"{path.parent.name}/{path.stem}" if path.suffix.lower() in SUFFIXES else case
+
+
+def start_of(options: Options) -> str:
+    """The weights to start from: the run's own copy, once there is one, as theirs may change or go."""
+    copy = options.folder / INIT
+    return str(copy if copy.exists() else options.init)
+
+
+def unseen(options: Options, split: splits.Split, store: Store, part: str) -> np.ndarray:
+    """Rows of a part of the split that the weights to start from, if there are any, have not seen."""
+    rows = split.rows(store, part)
+    return rows[~seen_by(models.read_header(start_of(options)), store)[rows]] if options.init else rows
 
 
 def seen_by(header: Mapping[str, Any], store: Store) -> np.ndarray:

@@ -20,7 +20,7 @@ from datasets import splits
 from datasets.splits import Split
 from datasets.store import Store
 from training.options import ROOT, Options
-from training.seen import files_of, names, seen_by
+from training.seen import INIT, files_of, names, seen_by, start_of, unseen
 from utils import checkpoint, cli, distributed
 from utils.device import best_precision, keep_freed_memory
 from utils.files import read_csv, replacing, write_text
@@ -29,7 +29,6 @@ from utils.signals import Interrupted
 from utils.train import Recipe
 
 RESULTS = "results.md"
-INIT = "init.safetensors"  # the weights that a run started from
 BY_NAME = "(by name: other releases may have the same patients under other names)"
 # options that may change when a run goes on
 FREE = ("resume", "save_every", "data", "cache", "device", "name")
@@ -140,12 +139,6 @@ def build_model(options: Options) -> nn.Module:
     return model
 
 
-def start_of(options: Options) -> str:
-    """The weights to start from: the run's own copy, once there is one, as theirs may change or go."""
-    copy = options.folder / INIT
-    return str(copy if copy.exists() else options.init)
-
-
 def keep_start(options: Options) -> None:
     """Copy the weights to start from into the run."""
     if options.init and not (options.folder / INIT).exists():
@@ -184,7 +177,7 @@ def seen(options: Options, store: Store, split: Split) -> list[str]:
 
 
 def refuse_overlap(options: Options, split: Split, store: Store) -> None:
-    """Raises ValueError where the weights to start from have seen what this split tests on."""
+    """Raises ValueError where the weights to start from have seen what this split tests on; says so of the watched."""
     if not options.init:
         return
     header, tested = models.read_header(start_of(options)), split.rows(store, "test")
@@ -196,6 +189,8 @@ def refuse_overlap(options: Options, split: Split, store: Store) -> None:
             f"{options.init} was trained on {name}, which this split tests on: the score would be no measure of skill; "
             "take other weights, or another --seed or --fold"
         )
+    if len(left := unseen(options, split, store, "val")) < (watched := len(split.rows(store, "val"))):
+        say(f"{options.init} has seen {watched - len(left)} of the {watched} samples to watch: their scores flatter")
 
 
 def refuse_too_few(rows: np.ndarray) -> None:

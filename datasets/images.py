@@ -9,11 +9,13 @@ these two, classes at its top, is one part named "".
 
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image as Pillow
+from PIL import ImageOps
 
 from datasets import dicom
 
@@ -105,7 +107,8 @@ def _folders(folder: Path) -> list[str]:
 def read_gray(path: Path) -> np.ndarray:
     """The pixels of an image of any mode, or of a DICOM slice, as (H, W) uint8.
 
-    Colours become their luminance, transparent pixels black, more than 8 bits are scaled to what the image uses.
+    Colours become their luminance, transparent pixels black, more than 8 bits are scaled to what the image uses;
+    photographs are turned as their camera says.
 
     Raises:
         ValueError: not an image, damaged, cut off, of several pages, or too small to show anything.
@@ -120,14 +123,29 @@ def _read_picture(path: Path) -> np.ndarray:
     try:
         with Pillow.open(path) as image:
             image.draft("L", None)  # a JPEG then decodes its luminance alone
+            deep = ";16" in str(image.tile) and len(image.getbands()) > 1  # colours of 16 bits: Pillow keeps 8 of them
             image.load()
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            pixels = _to_gray(image)
+            with suppress(*UNREADABLE):  # damaged EXIF does not say how the camera was held
+                ImageOps.exif_transpose(image, in_place=True)
+            pixels = _to_gray(_deep_gray(path) if deep else image)
     except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as an image: replace or remove it ({error})") from error
     if pages > 1:
         raise ValueError(f"{path} holds {pages} pages: save each as an image of its own")
     return pixels
+
+
+def _deep_gray(path: Path) -> Pillow.Image:
+    """Colours of 16 bits as their luminance, transparent pixels black, an image of mode F."""
+    import cv2
+
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("colours of 16 bits in a form that is not known")
+    blue, green, red, *alpha = np.moveaxis(pixels.astype(np.float32), -1, 0)
+    gray = 0.299 * red + 0.587 * green + 0.114 * blue
+    return Pillow.fromarray(gray * alpha[0] / 65535 if alpha else gray)
 
 
 def _to_gray(image: Pillow.Image) -> np.ndarray:

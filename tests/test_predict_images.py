@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags
 from PIL import Image as Pillow
 
 import models
@@ -156,6 +158,13 @@ def test_every_kind_of_file_is_the_same_image(pixels: np.ndarray, tmp_path: Path
     Pillow.fromarray(deep).save(tmp_path / "b.png")
     Pillow.fromarray(deep).save(tmp_path / "c.tiff")
     Pillow.fromarray(pixels).save(tmp_path / "d.jpg", quality=100)
+    held = Pillow.Exif()
+    held[ExifTags.Base.Orientation] = 6  # to be turned to the right by a quarter
+    Pillow.fromarray(np.rot90(pixels)).save(tmp_path / "d6.jpg", quality=100, exif=held)
+    colours = np.dstack([deep, deep, deep])
+    cv2.imwrite(str(tmp_path / "c16.png"), colours // 16)  # 12 bits of 16
+    cv2.imwrite(str(tmp_path / "c16.tiff"), colours)
+    cv2.imwrite(str(tmp_path / "a16.png"), np.dstack([np.full_like(colours, 65535), deep]))  # white
     dicom(tmp_path / "e.dcm", pixels)
     dicom(tmp_path / "f.dcm", 255 - pixels, PhotometricInterpretation="MONOCHROME1")
     dicom(tmp_path / "g.dcm", 255 - pixels, **palette(4096, 4000, 16))
@@ -170,13 +179,32 @@ def test_every_kind_of_file_is_the_same_image(pixels: np.ndarray, tmp_path: Path
     shutil.copy(tmp_path / "e.dcm", tmp_path / "DICOMDIR")  # of a CD: no image
     (tmp_path / "README").write_text("no image, and without an ending, too")
     inputs = [tmp_path, tmp_path / "without_ending"]  # in a folder, and by name
-    assert predict_images.run(inputs, classifier(), tmp_path / ".") == (10, [])
+    assert predict_images.run(inputs, classifier(), tmp_path / ".") == (14, [])
     found = rows(tmp_path)
     assert [Path(row["file"]).name for row in found] == [
-        "a.png", "b.png", "c.tiff", "d.jpg", "e.dcm", "f.dcm", "g.dcm", "h.dcm", "i.dcm", "without_ending",
+        "a.png", "a16.png", "b.png", "c.tiff", "c16.png", "c16.tiff", "d.jpg", "d6.jpg",
+        "e.dcm", "f.dcm", "g.dcm", "h.dcm", "i.dcm", "without_ending",
     ]  # fmt: skip
     for row in found:
         assert float(row["glioma"]) == pytest.approx(float(found[0]["glioma"]), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("tags", "value"),
+    [({"PixelPaddingValue": 4095}, 4095),
+     ({"PixelPaddingValue": 4095, "PhotometricInterpretation": "MONOCHROME1"}, 4095),
+     ({"PixelPaddingValue": -2000, "PixelRepresentation": 1, "RescaleIntercept": -5.0, "RescaleSlope": 2.0}, -2000),
+     ({"PixelPaddingValue": 4005, "PixelPaddingRangeLimit": 4095}, 4050)],
+)  # fmt: skip
+def test_the_padding_of_a_dicom_file_is_black(
+    pixels: np.ndarray, tmp_path: Path, tags: dict[str, object], value: int
+) -> None:
+    light = 255 - pixels if "PhotometricInterpretation" in tags else pixels
+    stored = (light.astype(np.float64) * 4000 / pixels.max()).round().astype(np.int16)
+    stored[:3], stored[:, -2:] = value, value
+    path = dicom(tmp_path / "a.dcm", pixels, **tags, PixelData=stored.tobytes(), BitsStored=16, HighBit=15)
+    assert not pixels[:3].any() and not pixels[:, -2:].any()
+    np.testing.assert_allclose(read_gray(path), pixels * (255 / pixels.max()), atol=1)
 
 
 def test_a_dicom_window_is_what_a_viewer_shows(pixels: np.ndarray, tmp_path: Path) -> None:

@@ -231,6 +231,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
     os.truncate(path, path.stat().st_size // 2)
     with pytest.warns(UserWarning, match=r"last\.pt is damaged"):
         assert checkpoint.load(path)["step"] == 1
+    for step in (3, 4):
+        checkpoint.save({"step": step, "weights": torch.ones(1000)}, path)
+    whole = bytearray(path.read_bytes())
+    middle = len(whole) // 2
+    whole[middle : middle + 64] = bytes(64)  # a lost page of a disk: torch would read on
+    path.write_bytes(whole)
+    with pytest.warns(UserWarning, match=r"last\.pt is damaged"):
+        assert checkpoint.load(path)["step"] == 3
+    path.unlink()
     (tmp_path / "last.previous.pt").write_text("not a checkpoint")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no checkpoint"):
         checkpoint.load(path)

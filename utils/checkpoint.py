@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from filelock import FileLock, Timeout
@@ -44,6 +45,9 @@ def load(path: Path) -> dict[str, Any] | None:
     found = [candidate for candidate in (path, _previous(path)) if candidate.exists()]
     for candidate in found:
         try:
+            with ZipFile(candidate) as file:
+                if damaged := file.testzip():  # torch does not compare the checksums
+                    raise ValueError(damaged)
             return torch.load(candidate, map_location="cpu", weights_only=True)
         except Exception as error:  # damage shows as RuntimeError, EOFError, UnpicklingError, OSError and others
             warnings.warn(f"{candidate} is damaged ({type(error).__name__}) and left out", stacklevel=2)

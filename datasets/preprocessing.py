@@ -83,7 +83,7 @@ def crop_to_head(image: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 
 def resize(image: np.ndarray, side: int) -> np.ndarray:
-    """An image (H, W) uint8 at (side, side): areas averaged where it shrinks, else bilinear."""
+    """An image (H, W) uint8 at (side, side): areas averaged where both sides shrink, else bilinear."""
     import cv2
 
     shrinks = min(image.shape) > side

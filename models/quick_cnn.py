@@ -28,7 +28,7 @@ class GrayConv2d(nn.Conv2d):
 
 
 class QuickMish(nn.Mish):
-    """nn.Mish, of any shape, that looks its values and slopes up in bfloat16, which has 65,536 numbers."""
+    """nn.Mish of (B, C, ...) that looks its values and slopes up in bfloat16, which has 65,536 numbers."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         eager = x.is_cpu and not torch.compiler.is_compiling()  # compiled, Mish is fused with what is around it

@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 import models
 from datasets import brats, phantom, slices, splits
 from datasets.brats_files import NAMES
+from tests.test_brats import write_msd
 from training.segmentation import case_scans
 from utils import evaluate, predict_scans, resample
 from utils.device import best_precision
@@ -176,6 +177,16 @@ def test_hdf5_slices(tmp_path: Path) -> None:
     made = nib.load(tmp_path / "volume_7_pred.nii.gz")
     np.testing.assert_array_equal(np.asarray(made.dataobj), codes)
     np.testing.assert_array_equal(made.affine, brats.AFFINE)
+
+
+def test_the_truth_of_a_decathlon_file_lies_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = write_msd(tmp_path / "Task01")
+    for path in (top / "imagesTr" / "BRATS_001.nii.gz", Path("imagesTr/BRATS_001.nii.gz")):
+        monkeypatch.chdir(top)
+        (source,), failed = predict_scans.find([path])
+        assert set(source.files) == {"image", "seg"} and not failed
 
 
 def test_one_slice_is_a_case_too(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from datasets import brats, slices
+from datasets.brats_files import MSD_FOLDERS
 from datasets.images import SUFFIXES
 from datasets.parallel import ahead
 from models import Model, recorded
@@ -151,7 +152,7 @@ def find(paths: Sequence[Path]) -> tuple[list[brats.Source], list[str]]:
     of_folder = cache(brats.find_cases)
     for path in paths:
         try:
-            for source in of_folder(path) if path.is_dir() else _case_of(path, of_folder(path.parent)):
+            for source in of_folder(path) if path.is_dir() else _case_of(path, of_folder(_home(path))):
                 if (other := found.setdefault(source.case, source)) != source:
                     failed.append(f"{source.pattern}: {other.pattern} has the same name; predict them separately")
         except FileNotFoundError as error:
@@ -161,6 +162,11 @@ def find(paths: Sequence[Path]) -> tuple[list[brats.Source], list[str]]:
     if not found:
         raise ValueError(failed[0])
     return list(found.values()), failed
+
+
+def _home(path: Path) -> Path:
+    """The folder in or below which all files of a case lie: Decathlon's has one for images and one for labels."""
+    return path.parents[path.parent.name in MSD_FOLDERS]
 
 
 def _case_of(path: Path, sources: Sequence[brats.Source]) -> list[brats.Source]:

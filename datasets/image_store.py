@@ -74,7 +74,7 @@ def blocks(found: Iterable[Read | str]) -> Iterator[store.Block]:
     """Images as blocks of a store, and what is wrong with the others as a line on the screen.
 
     Raises:
-        ValueError: a class has no image.
+        ValueError: a class has no image in some part.
     """
     rows: list[dict[str, Any]] = []
     kept: list[tuple[str, str, np.ndarray]] = []  # name, patient, thumbnail
@@ -89,8 +89,10 @@ def blocks(found: Iterable[Read | str]) -> Iterator[store.Block]:
             rows += block
             kept += [(item.name, item.known.patient, item.thumbnail) for item in good]
             yield store.Block(np.stack([item.pixels for item in good])[:, None], np.array(codes), block, {})
-    if missing := set(range(len(CLASSES))) - {row["class"] for row in rows}:
-        raise ValueError(f"no image of the class {CLASSES[min(missing)]} can be read: fetch the data set again")
+    for part in {row["part"] for row in rows} or {len(PARTS)}:
+        if missing := set(range(len(CLASSES))) - {row["class"] for row in rows if row["part"] == part}:
+            where = "/".join([*PARTS[part : part + 1], CLASSES[min(missing)]])
+            raise ValueError(f"no image in {where} can be read: fetch the data set again, or replace them")
     names, known, thumbs = zip(*kept, strict=True)
     for row, group in zip(rows, group_names(names, known, np.stack(thumbs)), strict=True):
         row["patient"] = group  # known only now; the index is written after the last block

@@ -111,11 +111,13 @@ def read_gray(path: Path) -> np.ndarray:
     photographs are turned as their camera says.
 
     Raises:
-        ValueError: not an image, damaged, cut off, of several pages, or too small to show anything.
+        ValueError: not an image, damaged, cut off, of several pages, too small to show anything, or blank.
     """
     pixels = _to_gray(dicom.read_slice(path)) if dicom.is_dicom(path) else _read_picture(path)
     if min(pixels.shape) < SMALLEST:
         raise ValueError(f"{path} has only {pixels.shape[1]} x {pixels.shape[0]} pixels: replace or remove it")
+    if pixels.min() == pixels.max():
+        raise ValueError(f"{path} shows nothing, all its pixels are equal: replace or remove it")
     return pixels
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from datasets.images import CLASSES, SUFFIXES, Image, root
 
-TABLE = Path(__file__).with_name("brain_tumor_mri_patients.csv")  # columns file, patient, label
+TABLE = Path(__file__).with_name("brain_tumor_mri_patients.csv")
+COLUMNS = ("file", "patient", "label")
 OWN = "patients.csv"  # the same for another data set, in its folder
 
 
@@ -40,13 +41,17 @@ def load(path: Path = TABLE) -> dict[str, Known]:
     table: dict[str, Known] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the first column
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), [row for row in reader if any(row.values())]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: save it as CSV in UTF-8 ({error})") from error
+    if missing := set(COLUMNS) - set(columns):
+        first = ",".join(COLUMNS)
+        raise ValueError(f"{path} has no column {min(missing)}: its first line must be {first}, with commas")
     for row in rows:
-        if missing := {"file", "patient", "label"} - {key for key, value in row.items() if value is not None}:
-            raise ValueError(f"{path} lacks {min(missing)} in a row: its columns must be file, patient, label")
-        name, patient, label = (row[column].strip() for column in ("file", "patient", "label"))
+        if missing := {column for column in COLUMNS if row[column] is None}:
+            raise ValueError(f"{path} lacks {min(missing)} in a row: its columns must be {', '.join(COLUMNS)}")
+        name, patient, label = (row[column].strip() for column in COLUMNS)
         name = _without_ending(name)
         if name in table:
             raise ValueError(f"{path} has {name} twice: remove one of the rows")

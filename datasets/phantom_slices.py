@@ -201,7 +201,8 @@ def write_image_phantom(folder: Path, patients: int = 120, seed: int = 0) -> Pat
     from tqdm import tqdm
 
     if patients < 2 * len(CLASSES) or seed < 0:
-        raise ValueError(f"no phantom has {patients} patients and seed {seed}: it takes 8, and a seed from 0 on")
+        least = "take 8 patients or more, and a seed of 0 or more"
+        raise ValueError(f"no phantom has {patients} patients and seed {seed}: {least}")
     parameters = {"version": VERSION, "phantom": "slices", "patients": patients, "seed": seed}
     with building(folder, parameters) as part:
         if part is not None:

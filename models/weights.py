@@ -75,7 +75,8 @@ def read_header(path_or_name: str | Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}).") from error
+        whole = "take the .safetensors of a finished run, or fetch it again"
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}): {whole}.") from error
     try:
         header = json.loads(metadata.get("header", ""))
         return header | {"model": str(header["model"]), "options": dict(header["options"])}
@@ -103,8 +104,9 @@ def find(path_or_name: str | Path) -> Path:
     name = str(path_or_name)
     path = SAVED_MODELS / f"{classes[name]}.safetensors" if name in classes else Path(name)
     if not path.is_file():
-        available = ", ".join(sorted(file.stem for file in SAVED_MODELS.glob("*.safetensors"))) or "nothing"
-        raise FileNotFoundError(f"There is no weights file {path}; {SAVED_MODELS} holds {available}.")
+        folder = path if path.is_dir() else SAVED_MODELS
+        available = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "nothing"
+        raise FileNotFoundError(f"There is no weights file {path}; {folder} holds {available}.")
     return path
 
 

@@ -278,10 +278,14 @@ def test_a_bad_table_is_named(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     with pytest.raises(FileNotFoundError, match=r"no table .*table\.csv"):
         patients.load(path)
-    path.write_text("file,patient\na/b.jpg,p\n")
-    with pytest.raises(ValueError, match="lacks label"):
+    for text in ("file,patient\na/b.jpg,p\n", "file;patient;label\na/b.jpg;p;glioma\n", "a/b.jpg,p,glioma\n", ""):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"no column \w+: its first line must be file,patient,label, with commas"):
+            patients.load(path)
+    path.write_text("file,patient,label\na/b.jpg,p\n")
+    with pytest.raises(ValueError, match="lacks label in a row"):
         patients.load(path)
-    path.write_text("file,patient,label\na/b.jpg ,p ,glioma\na/c.jpg, p, glioma\n")
+    path.write_text("file,patient,label\na/b.jpg ,p ,glioma\na/c.jpg, p, glioma\n,,\n")
     assert patients.load(path) == {"a/b": ("p", "glioma"), "a/c": ("p", "glioma")}  # blanks make no second patient
     path.write_text("file,patient,label\na/b.jpg,p,glioma\na/b.png,q,glioma\n")
     with pytest.raises(ValueError, match="a/b twice"):

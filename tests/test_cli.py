@@ -1,6 +1,8 @@
 """What the scripts say when they are stopped."""
 
+import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,3 +40,19 @@ def test_too_little_memory_is_one_sentence(take: Callable[[], object], capsys: p
 def test_other_errors_of_ours_keep_their_traceback() -> None:
     with pytest.raises(RuntimeError, match="a bug"), cli.exits():
         raise RuntimeError("a bug")
+
+
+def test_paths_that_are_refused_are_one_sentence_with_a_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path, remedy in ((file, "a file is where a folder should be"), (file / "below", "a file is where")):
+        with pytest.raises(SystemExit) as ended, cli.exits():
+            path.mkdir()
+        said = capsys.readouterr().err
+        assert ended.value.code == cli.BAD_INPUT and said.count("\n") == 1
+        assert said.startswith(f"error: {path}: ") and remedy in said and "take another path" in said
+    with pytest.raises(SystemExit), cli.exits():
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+    assert capsys.readouterr().err == f"error: {file}: permission denied: see to its rights, or take another path\n"

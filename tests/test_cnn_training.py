@@ -216,6 +216,8 @@ def test_each_model_has_its_own_recipe_unless_another_is_given() -> None:
     found = {model: CNNOptions(model=model) for model in ("custom_cnn", "alexnet", "vgg16")}  # type: ignore[arg-type]
     assert len({options.lr for options in found.values()}) == 3 and all(options.lr for options in found.values())
     assert {model: options.epochs for model, options in found.items()} == {"custom_cnn": 60, "alexnet": 60, "vgg16": 30}
+    own = CNNOptions(model="my_cnn", lr=0.5)  # type: ignore[arg-type]
+    assert (own.epochs, own.lr) == (60, 0.5)
     other = CNNOptions(model="vgg16", lr=3e-3, epochs=2)
     assert (other.lr, other.epochs) == (3e-3, 2)
     with pytest.raises(ValueError, match="--epochs is -1"):
@@ -280,13 +282,16 @@ def test_one_store_of_mixed_modes_and_a_class_that_is_damaged(tree: Path, tmp_pa
         deep.save(path)
     mixed, plain = open_images(folder, tmp_path / "cache", 32), open_images(tree, tmp_path / "cache", 32)
     assert np.abs(mixed.images.astype(int) - plain.images).max() <= 3
-    for path in (folder / "Testing" / "glioma").iterdir():
-        path.write_bytes(b"")
-    assert len(open_images(folder, tmp_path / "cache", 32)) == 52
-    for path in (folder / "Training" / "glioma").iterdir():
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match="no image of the class glioma can be read"):
-        open_images(folder, tmp_path / "cache", 32)
+    for part, left in (("Testing", 53), ("Training", 44)):
+        damaged = sorted((folder / part / "glioma").iterdir())
+        for path in damaged[1:]:
+            path.write_bytes(b"")
+        assert len(open_images(folder, tmp_path / "cache", 32)) == left
+        whole = damaged[0].read_bytes()
+        damaged[0].write_bytes(b"")
+        with pytest.raises(ValueError, match=f"no image in {part}/glioma can be read"):
+            open_images(folder, tmp_path / "cache", 32)
+        damaged[0].write_bytes(whole)
 
 
 def test_without_data_the_phantom_takes_their_place(

@@ -226,7 +226,7 @@ def test_an_original_that_was_replaced_is_cropped_anew(tmp_path: Path) -> None:
     preprocess_folder(folder, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
     original = next((folder / "Training" / "glioma").iterdir())
-    Pillow.new("L", (300, 300), 90).save(original, "png")
+    Pillow.linear_gradient("L").save(original, "png")
     later = time.time_ns() + 10**9
     os.utime(original, ns=(later, later))
     preprocess_folder(folder, tmp_path / "out")

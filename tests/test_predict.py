@@ -92,7 +92,7 @@ def test_what_is_no_case_is_one_sentence(case: Path, weights: Path, tmp_path: Pa
     for inputs, sentence in {
         (text,): "notes.txt: no file of a BraTS case", (empty,): "empty: no BraTS case here",
         (picture,): "images want a classifier's", (picture.parent,): "images want a classifier's",
-        (tmp_path / "nowhere",): "no such file or folder", (): "scans stand first",
+        (tmp_path / "nowhere",): "no such file or folder", (): "scans stand first", ("",): "an empty path",
     }.items():  # fmt: skip
         with pytest.raises((ValueError, FileNotFoundError), match=sentence) as caught:
             run(*inputs, weights=weights, out=out)

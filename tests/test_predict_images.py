@@ -1,6 +1,8 @@
 """Classifying images: seen as in training, whatever the file, and what is said of bad input."""
 
 import csv
+import errno
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -281,10 +283,10 @@ def test_a_bad_image_does_not_stop_the_others(
 
 
 class Stopping(predict_images.Classifier):
-    """Somebody presses Ctrl-C when a black image is shown."""
+    """Somebody presses Ctrl-C when an image that is almost black is shown."""
 
     def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        if not np.any(images):
+        if np.max(images) <= 1:
             raise KeyboardInterrupt
         return super().probabilities(images)
 
@@ -300,8 +302,37 @@ def test_slices_of_one_patient_have_one_answer(pixels: np.ndarray, weights: Path
     assert found[3]["prediction"] == CLASSES[values[3].argmax()]
 
 
+def test_a_folder_is_searched_behind_links_and_without_its_copies(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top, closed = tmp_path / "top", tmp_path / "top" / "closed"
+    for folder in (top / "preprocessed", top / ".hidden", closed):
+        folder.mkdir(parents=True)
+        shutil.copy(scan, folder / "copy.png")
+    (top / "linked").symlink_to(scan.parent)
+    (top / "linked" / "again").symlink_to(top)
+    real = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found, failed = predict_images.find([top])
+    assert found == {top / "linked" / "scan.png": "linked/scan.png"}
+    assert failed == [f"{closed}: cannot be read, see to its rights (Permission denied)"]
+
+
+def test_a_blank_image_is_refused(tmp_path: Path) -> None:
+    for value in (0, 255):
+        Pillow.new("RGB", (80, 90), (value,) * 3).save(tmp_path / "blank.png")
+        with pytest.raises(ValueError, match=r"blank\.png shows nothing, all its pixels are equal"):
+            read_gray(tmp_path / "blank.png")
+
+
 def test_what_was_found_before_a_stop_is_kept(scan: Path, tmp_path: Path) -> None:
-    Pillow.fromarray(np.zeros((80, 80), np.uint8)).save(scan.with_name("z.png"))
+    Pillow.fromarray(np.eye(80, dtype=np.uint8)).save(scan.with_name("z.png"))
     with pytest.raises(KeyboardInterrupt):
         predict_images.run([scan.parent], Stopping([Projection()], CPU, batch_size=1), tmp_path)
     assert [row["file"] for row in rows(tmp_path)] == [str(scan)]

@@ -267,6 +267,15 @@ def test_a_failed_gpu_is_not_called_a_full_disk(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_came_to_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    for name in ("empty", "begun"):
+        with pytest.raises(ValueError, match="no data"), checkpoint.locked(tmp_path / name):
+            if name == "begun":
+                (tmp_path / name / "options.json").touch()
+            raise ValueError("no data")
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
 def hold(folder: Path, ready: object) -> None:
     with checkpoint.locked(folder):
         ready.set()  # type: ignore[attr-defined]

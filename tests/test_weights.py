@@ -92,6 +92,11 @@ def test_missing_file_is_named_and_the_others_listed(name: str, path: Path, monk
         models.load(name)
 
 
+def test_a_folder_is_no_weights_file_but_may_hold_some(path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"no weights file {path.parent}; {path.parent} holds AttentionUNet\."):
+        models.load(path.parent)
+
+
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\xff" * 100])
 def test_not_a_safetensors_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"

@@ -211,7 +211,7 @@ class CNNOptions(ImageOptions):
     }
 
     def __post_init__(self) -> None:
-        for name, value in self.RECIPES[self.model].items():
+        for name, value in self.RECIPES.get(self.model, self.RECIPES["custom_cnn"]).items():  # or one of your own
             if not getattr(self, name):
                 object.__setattr__(self, name, value)  # frozen for everybody else
         super().__post_init__()

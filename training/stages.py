@@ -80,13 +80,13 @@ def run(options: Options, task: Task) -> None:
         first = distributed.rank() == 0
         if options.resume and not checkpoint.exists(folder / "last.pt"):
             raise ValueError(f"there is nothing to resume in {folder}: leave --resume out to start it")
-        store = task.open_data(options)
         with checkpoint.locked(folder) if first else nullcontext():
             options = settled(options, device)
+            model = build_model(options)
+            store = task.open_data(options)
             split = open_split(options, task, store, folder / "split.json")
             for part in ("val", "test"):
                 refuse_too_few(split.rows(store, part))
-            model = build_model(options)
             refuse_overlap(options, split, store)
             if first:
                 begins = not (folder / cli.SAVED).exists()
@@ -244,15 +244,15 @@ def evaluate(options: Options, task: Task) -> None:
         if len(rows) < len(store):
             left = f"{len(store) - len(rows)} of {len(store)} samples are left out"
             say(f"{left}: {options.evaluate} has seen them, or others of these names")
-        if distributed.rank() == 0 and (folder / cli.SAVED).exists():
-            keep_evaluation(options, store)  # here already: measuring takes long
-        measured = task.measure(options, model, store, rows, model.header)
-        if distributed.rank() > 0:
-            return
-        title = f"{options.evaluate} ({model.header['split']['about']}) on what it has not seen of {data}"
-        title += f" {BY_NAME}"
-        with checkpoint.locked(folder):
+        first = distributed.rank() == 0
+        with checkpoint.locked(folder) if first else nullcontext():  # before measuring, which takes long
+            if first and (folder / cli.SAVED).exists():
+                keep_evaluation(options, store)
+            measured = task.measure(options, model, store, rows, model.header)
+            if not first:
+                return
             keep_evaluation(options, store)
+            title = f"{options.evaluate} ({model.header['split']['about']}) on what it has not seen of {data} {BY_NAME}"
             text, _ = task.report(options, title, model, store, rows, model.header, measured)
             write_text(folder / RESULTS, text)
         print(text)

@@ -6,7 +6,7 @@ warning when the newest is damaged.
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -67,7 +67,7 @@ def _previous(path: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder; the lock ends with the process, however it ends.
+    """Hold a run folder; the lock ends with the process, however it ends. A folder that is still empty then goes.
 
     Raises:
         ValueError: another process holds it.
@@ -81,4 +81,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if [path.name for path in folder.iterdir()] == ["lock"]:
+            with suppress(OSError):  # Windows keeps what is open
+                (folder / "lock").unlink()
+                folder.rmdir()
         lock.release()

@@ -31,6 +31,8 @@ BAD_INPUT = 2
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells say
 SAVED = "options.json"
+IN_THE_WAY = "a file is where a folder should be"
+REMEDIES = {FileExistsError: IN_THE_WAY, NotADirectoryError: IN_THE_WAY, PermissionError: "see to its rights"}
 
 
 def main(function: Callable[[Options], None], kind: type[Options], description: str | None) -> None:
@@ -177,4 +179,7 @@ def _out_of_memory(error: Exception) -> bool:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "no space left on the disk: free some and run the same command again"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        remedy = REMEDIES.get(type(error), "see to it")
+        return f"{error.filename}: {error.strerror.lower()}: {remedy}, or take another path"
     return " ".join(str(error).split())

@@ -113,6 +113,8 @@ def expand(inputs: Sequence[str]) -> list[Path]:
     """
     paths = []
     for text in inputs:
+        if not text:  # which Python takes for the folder one is in
+            raise FileNotFoundError("an empty path stands among the scans: is a variable of the shell not set?")
         path = Path(text)
         found = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
         if not found:

@@ -4,6 +4,7 @@ The answers go to the terminal and to `predictions.csv`; with `explain` each ima
 `<image>_explained.png` of where the network looked.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from datasets.augment import prepare
-from datasets.images import SUFFIXES, is_image, read_gray
+from datasets.images import PREPROCESSED, SUFFIXES, is_image, read_gray
 from datasets.parallel import ahead
 from datasets.preprocessing import SIDE, crop_to_head, resize
 from models import Model
@@ -161,8 +162,8 @@ def find(paths: Sequence[Path]) -> tuple[dict[Path, str], list[str]]:
     failed: list[str] = []
     for path in paths:
         folder = path.is_dir()
-        below = sorted(path.rglob("*")) if folder else [path]
-        inside = [file for file in below if _is_wanted(file, path)] if folder else below
+        below = sorted(_files(path, failed)) if folder else [path]
+        inside = [file for file in below if _is_wanted(file)] if folder else below
         scans = [file for file in below if file.name.endswith(SCANS)]
         if not inside or (scans and not folder):
             hint = "; scans want the weights of a U-Net, these are a classifier's" if scans else ""
@@ -183,10 +184,27 @@ def _pictures(files: Mapping[Path, str], out: Path) -> dict[Path, Path]:
     return {path: spare(out / f"{name}{EXPLAINED}", files) for path, name in files.items()}
 
 
-def _is_wanted(file: Path, folder: Path) -> bool:
+def _files(folder: Path, failed: list[str]) -> Iterator[Path]:
+    """What lies in and below a folder, behind links too; hidden folders and the copies made here are passed over.
+
+    A folder that cannot be read adds a sentence to `failed`.
+    """
+    def left_out(error: OSError) -> None:
+        failed.append(f"{error.filename}: cannot be read, see to its rights ({error.strerror})")
+
+    visited = set()
+    for parent, folders, names in os.walk(folder, onerror=left_out, followlinks=True):
+        if (real := os.path.realpath(parent)) in visited:  # a link to a folder above would be followed for ever
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = [name for name in folders if name[0] != "." and name != PREPROCESSED]
+        yield from (Path(parent, name) for name in names)
+
+
+def _is_wanted(file: Path) -> bool:
     """An image; hidden files and the pictures that were made here are passed over."""
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.is_file() and not hidden and not file.name.endswith(EXPLAINED) and is_image(file)
+    return file.name[0] != "." and not file.name.endswith(EXPLAINED) and file.is_file() and is_image(file)
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

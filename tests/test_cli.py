@@ -21,7 +21,7 @@ def test_only_scripts_that_go_on_promise_to(
         raise stop
     said = capsys.readouterr().err
     assert ended.value.code == cli.INTERRUPTED and said.startswith("stopped") and said.count("\n") == 1
-    assert ("the same command goes on" in said) == resumes == ("what has been written stays" not in said)
+    assert ("the same command goes on" in said) == resumes == ("what was finished stays" not in said)
 
 
 def full_gpu() -> None:

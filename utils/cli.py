@@ -74,7 +74,7 @@ def run(
 @contextmanager
 def exits(resumes: bool = False) -> Iterator[None]:
     """Turn what stops a script into one sentence and an exit code; `resumes` as in `run`."""
-    stays = "what has been written stays"
+    stays = "what was finished stays"
     _stop_politely()
     try:
         yield

@@ -102,7 +102,7 @@ def read(runs: Sequence[Path]) -> tuple[dict[str, Result], list[Path]]:
             if row.get("trained_on") == "True":
                 raise ValueError(f"{path}: the weights were trained on {case}, remove its row: it was no test")
             if case is None or not any(columns <= set(row) for columns in (OF_PATIENTS, OF_IMAGES)):
-                raise ValueError(f"{path} is neither a patients.csv nor a predictions.csv: give folders of runs")
+                raise ValueError(f"{path} is neither a patients.csv nor a predictions.csv with the truth: give runs")
             if case in result.rows:
                 raise ValueError(f"{case} stands in two folds of {method}, {path} is one: these are not one split")
             result.rows[case] = row

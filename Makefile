@@ -6,14 +6,14 @@ PYTHON ?= python3
 TOO_OLD := "this Python is too old: make PYTHON=python3.12 (3.11 or later)"
 BIN := .venv/bin
 # a name of its own for the run on your data, so that it does not meet the phantom's
-NAME ?= $(if $(wildcard datasets/segmentation/*),quick_data,quick)
-QUICK := --model classic_unet --n-filters 8 --epochs 6 --batch-size 8 --name $(NAME)
+RUN ?= $(if $(wildcard datasets/segmentation/*),quick_data,quick)
+QUICK := --model classic_unet --n-filters 8 --epochs 6 --batch-size 8 --name $(RUN)
 
 .PHONY: train test lint real-data notebooks figures
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 

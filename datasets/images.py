@@ -46,7 +46,7 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
 
     Raises:
         FileNotFoundError: no folder, or no image in it.
-        ValueError: a folder is no class, or a class has no image in a part.
+        ValueError: a folder is no class, or a class has no image in a part, or some in a folder within its own.
     """
     top = root(folder)
     parts = [part for part in PARTS if (top / part).is_dir()]
@@ -60,6 +60,8 @@ def find_images(folder: Path, classes: Sequence[str] | None = CLASSES) -> list[I
                 )
             files = sorted(path for path in (top / part / label).iterdir()
                            if path.name[0] != "." and is_image(path))  # fmt: skip
+            if deeper := _images_below(top / part / label):
+                raise ValueError(f"{deeper} lies in a folder within its class: images lie in that of the class itself")
             images += [Image(path, path.relative_to(top).as_posix(), part, label) for path in files]
             if not files and classes is not None:
                 raise ValueError(f"{top / part / label} holds no image: fetch the data set again, or fill the folder")
@@ -92,6 +94,12 @@ def root(folder: Path) -> Path:
     if len(inside) > 1:
         raise ValueError(f"{inside[0]} and {inside[1]} are two data sets: name the folder of one")
     return inside[0] if inside else folder
+
+
+def _images_below(folder: Path) -> Path | None:
+    """An image in a folder within this one, if there is one."""
+    return next((path for name in _folders(folder) for path in sorted((folder / name).rglob("*"))
+                 if path.is_file() and path.name[0] != "." and is_image(path)), None)  # fmt: skip
 
 
 def _is_root(folder: Path) -> bool:

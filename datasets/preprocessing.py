@@ -9,6 +9,7 @@ points of a contour). The originals stay as they are. Training does the same on 
 
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 if not __package__:  # started as a script, wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.images import PREPROCESSED, Image, find_images, read_gray, root
+from datasets.images import PREPROCESSED, UNREADABLE, Image, find_images, read_gray, root
 from datasets.parallel import ahead
 from utils.files import replacing
 
@@ -100,6 +101,13 @@ def _is_current(out: Path, original: Path) -> bool:
         return False
 
 
+def _is_ours(out: Path) -> bool:
+    """Whether a file is a crop, of any version, and no image of somebody else's."""
+    with suppress(*UNREADABLE), Pillow.open(out) as image:
+        return "crop" in image.info
+    return True  # damaged
+
+
 def preprocess_folder(source: Path, target: Path) -> list[str]:
     """Write the images of a data set, cropped and resized, as PNG files in the same tree below `target`.
 
@@ -121,6 +129,8 @@ def preprocess_folder(source: Path, target: Path) -> list[str]:
         out = out.with_suffix(".png") if twins[image.path.with_suffix("")] == 1 else out.with_name(out.name + ".png")
         if _is_current(out, image.path):
             return ""
+        if out.exists() and not _is_ours(out):
+            return f"{out} was not made here and stays: choose another folder for the cropped images"
         try:
             pixels = read_gray(image.path)
         except ValueError as error:

@@ -58,7 +58,7 @@ stage() { # copy the decoded data to the nodes' own disks; without that, trainin
     [ -d "$decoded" ] || { echo "nothing to stage yet: this start makes $decoded, the next one copies it"; return; }
     staged=$STAGE/brain-tumor-mri-$job
     trap unstage EXIT
-    if on_each_node mkdir -p "$staged" && on_each_node cp -r "$decoded/." "$staged"; then
+    if on_each_node mkdir -p -m 700 "$staged" && on_each_node cp -r "$decoded/." "$staged"; then
         options+=(--cache "$staged")
     else
         echo "could not copy $decoded to $staged (is the disk full?): reading from where they are"
@@ -143,6 +143,7 @@ train() {
 finish() { # CODE, and `asked` and `cancelled` of `train`
     [ -f "$CONTINUE_MARK" ] || [ -z "$asked" ] || [ "$1" -ne $KILLED ] || echo "SIGUSR1 before the start" >"$CONTINUE_MARK"
     if [ ! -f "$CONTINUE_MARK" ]; then
+        [ "$1" -eq 0 ] || rm -f "$RUN_MARK" # what lies in that folder may be of another run
         echo "== ended with code $1"
         exit "$1"
     fi
@@ -165,11 +166,12 @@ gather() { # one table of what the tasks of an array have left; names those that
     read_site
     choose_python
     local runs=() lost=() task code=0
+    [ -n "${ARRAY_VALUES:-}" ] || fail "which runs to gather was not said: start the array with jobs/array.sh"
     for task in $(seq 0 $(($(wc -w <<<"$ARRAY_VALUES") - 1))); do
         if [ -f "runs/slurm/${1}_$task.run" ]; then
             runs+=("$(cat "runs/slurm/${1}_$task.run")")
         else
-            lost+=("missing: $(of_task "$task") has not begun")
+            lost+=("missing: $(of_task "$task") has not begun, or has failed")
         fi
     done
     [ ${#runs[@]} -eq 0 ] || "$python" utils/gather.py "${runs[@]}" || code=$?

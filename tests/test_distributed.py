@@ -36,6 +36,7 @@ COUNT_THREADS = str(PROJECT / "tests" / "count_threads.py")
 def test_who_am_i() -> None:
     assert place({}) == Place(0, 1, 0)
     assert place({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == Place(3, 4, 1)
+    assert place({"WORLD_SIZE": "4"}) == Place(0, 1, 0)  # a cluster's own script set it
     step = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}
     assert place(step) == Place(1, 2, 0)
     assert place({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}) == Place(0, 1, 0)  # no srun

@@ -68,6 +68,8 @@ def test_a_tree_without_parts_is_one_part(tmp_path: Path) -> None:
         (lambda folder: shutil.rmtree(folder), "no folder"),
         (lambda folder: (folder / "Training" / "cyst").mkdir(), "cyst is no class: the folders there are cyst, glioma"),
         (lambda folder: shutil.rmtree(folder / "Testing" / "notumor"), "lacks the class notumor"),
+        (lambda folder: shutil.copytree(folder / "Testing" / "glioma", folder / "Testing" / "glioma" / "p1"),
+         "lies in a folder within its class"),
         (lambda folder: [path.unlink() for path in (folder / "Training" / "glioma").iterdir()], "holds no image"),
     ],
 )
@@ -185,6 +187,11 @@ def test_a_folder_is_preprocessed_once_and_what_is_wrong_is_told(
     monkeypatch.setattr(preprocessing, "CROP", preprocessing.CROP + 1)  # an update with another crop
     preprocess_folder(folder, tmp_path / "out")
     assert all(old < path.stat().st_mtime_ns for old, path in zip(times, made, strict=True))
+    theirs = tmp_path / "out" / "Testing" / "notumor" / "twin.png"
+    Pillow.new("L", (20, 20)).save(theirs)  # of another data set
+    content = theirs.read_bytes()
+    assert any("was not made here and stays" in line for line in preprocess_folder(folder, tmp_path / "out"))
+    assert theirs.read_bytes() == content
     with pytest.raises(ValueError, match="holds the originals"):
         preprocess_folder(folder, folder)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}  # originals stay

@@ -113,6 +113,16 @@ def test_what_the_site_needs_may_use_variables_that_are_not_set(project: Path, s
     assert "--fold 0 has not begun" in run(project, "gather", "1", ARRAY_VALUES="0")
 
 
+def test_what_an_older_run_left_is_not_gathered_as_that_of_a_task_that_failed(project: Path) -> None:
+    mark = project / "runs" / "slurm" / "1.run"
+    for code in ("0", "2"):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text("runs/older\n")
+        run(project, "eval", f"cancelled= asked=; finish {code}")
+        assert mark.exists() == (code == "0")
+    assert "which runs to gather was not said" in run(project, "gather", "1")
+
+
 def test_every_node_has_the_data_while_it_trains(project: Path) -> None:
     stage = {"STAGE": str(project / "disk"), "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
     assert "nothing to stage yet: this start makes datasets/cache" in train(project, **stage)

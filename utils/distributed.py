@@ -22,6 +22,8 @@ from torch import nn
 from utils.device import choose
 from utils.signals import Interrupted
 
+TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+
 
 class Place(NamedTuple):
     """Which process of how many this one is, and which on its machine."""
@@ -33,7 +35,7 @@ class Place(NamedTuple):
 
 def place(environment: Mapping[str, str]) -> Place:
     """What the starter of the process says: torchrun's variables, or those of a Slurm step."""
-    if "WORLD_SIZE" in environment:
+    if environment.keys() >= TORCHRUN:  # all of them: a cluster's own scripts may set one
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     elif "SLURM_STEP_NUM_TASKS" in environment:  # set by srun; a batch script alone has the job's variables only
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")

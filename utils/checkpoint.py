@@ -81,8 +81,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if [path.name for path in folder.iterdir()] == ["lock"]:
-            with suppress(OSError):  # Windows keeps what is open
+        with suppress(OSError):  # Windows keeps what is open
+            if [path.name for path in folder.iterdir()] == ["lock"]:
                 (folder / "lock").unlink()
                 folder.rmdir()
         lock.release()

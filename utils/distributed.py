@@ -22,7 +22,7 @@ from torch import nn
 from utils.device import choose
 from utils.signals import Interrupted
 
-TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 class Place(NamedTuple):
@@ -35,8 +35,8 @@ class Place(NamedTuple):
 
 def place(environment: Mapping[str, str]) -> Place:
     """What the starter of the process says: torchrun's variables, or those of a Slurm step."""
-    if environment.keys() >= TORCHRUN:  # all of them: a cluster's own scripts may set one
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if all(name in environment for name in TORCHRUN):  # a cluster's own scripts may set one
+        names = TORCHRUN
     elif "SLURM_STEP_NUM_TASKS" in environment:  # set by srun; a batch script alone has the job's variables only
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     else:
